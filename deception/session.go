@@ -1,0 +1,113 @@
+package deception
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// EndReason says how a session ended; the value of decoynet.end_reason.
+type EndReason uint8
+
+// The ways a session ends. "Client" is the intruder, "service" the real server.
+const (
+	EndNone          EndReason = iota // still running
+	EndClientClosed                   // the intruder closed first, in order (FIN)
+	EndServiceClosed                  // the service closed first, in order (FIN)
+	EndClientReset                    // RST from the intruder
+	EndServiceReset                   // RST from the service
+	EndIdle                           // no byte within the decoy's idle timeout
+	EndRefused                        // the service refused, or could not be reached
+	EndShutdown                       // decoynet stopped, or the decoy was withdrawn
+	EndUnbound                        // the decoy has no binding for it any more
+	EndLost                           // the process died while the session ran
+	EndOverload                       // a limit of this machine was reached (descriptors, flows)
+)
+
+var endReasons = [...]string{
+	"", "client_closed", "service_closed", "client_reset", "service_reset",
+	"idle", "refused", "shutdown", "unbound", "lost", "overload",
+}
+
+// String returns the value of decoynet.end_reason, "" for a running session.
+func (r EndReason) String() string {
+	if int(r) < len(endReasons) {
+		return endReasons[r]
+	}
+	return fmt.Sprintf("reason-%d", uint8(r))
+}
+
+// ParseEndReason is the inverse of String; unknown names give EndNone and false.
+func ParseEndReason(s string) (EndReason, bool) {
+	for i, name := range endReasons {
+		if name == s {
+			return EndReason(i), true
+		}
+	}
+	return EndNone, false
+}
+
+// SourceMode says what the service saw as the peer of a session.
+type SourceMode uint8
+
+// The source modes. The moved port is the only loss of truth that the relay
+// allows itself, and it is on record in Session.SourceNAT.
+const (
+	SourceKept       SourceMode = iota // the intruder's own address and port
+	SourcePortMoved                    // the intruder's address, another port
+	SourceMasquerade                   // an address of the gateway
+)
+
+var sourceModes = [...]string{"kept", "port_moved", "masquerade"}
+
+// String returns the value of decoynet.source_mode.
+func (m SourceMode) String() string { return sourceModes[m] }
+
+// HeadBytes is how many of the first bytes of each side a session keeps.
+const HeadBytes = 256
+
+// SessionID identifies a session for ever and on every node: a UUID of version
+// 7 (RFC 9562), so that identifiers sort by the time of the session's start.
+type SessionID [16]byte
+
+// String writes the identifier in the usual UUID form.
+func (id SessionID) String() string {
+	var b [36]byte
+	hex.Encode(b[0:8], id[0:4])
+	hex.Encode(b[9:13], id[4:6])
+	hex.Encode(b[14:18], id[6:8])
+	hex.Encode(b[19:23], id[8:10])
+	hex.Encode(b[24:36], id[10:16])
+	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
+	return string(b[:])
+}
+
+// IsZero tells whether no identifier was given.
+func (id SessionID) IsZero() bool { return id == SessionID{} }
+
+// Session is one flow from first packet to close. All addresses are unmapped
+// (an IPv4 address is never held in IPv6 form).
+type Session struct {
+	ID         SessionID
+	Start, End time.Time // End is zero while the session runs
+
+	Node, Segment, Decoy, Service string
+	Transport                     Transport
+	Path                          Path
+	SourceMode                    SourceMode
+
+	// Source is the intruder as seen at the decoy, SourceNAT the peer as the
+	// service saw it. Destination is the decoy's address and port,
+	// DestinationNAT the service's (or its alias's).
+	Source, SourceNAT           netip.AddrPort
+	Destination, DestinationNAT netip.AddrPort
+
+	SourceBytes, DestinationBytes uint64 // payload from the intruder, from the service
+	SourceHead, DestinationHead   []byte // the first HeadBytes of each
+
+	Reason EndReason
+}
+
+// Running tells whether the session has not ended.
+func (s *Session) Running() bool { return s.End.IsZero() }
