@@ -1,0 +1,111 @@
+//go:build linux
+
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"decoynet/deception"
+	"decoynet/internal/relay"
+)
+
+// A connection's way, in five steps:
+//
+//	accept   relay.Engine took it at a steered socket; source and original
+//	         destination are known                               (Accept)
+//	bind     the table says which service that is                (Accept)
+//	open     the egress dials the service as the intruder        (Open, Opened)
+//	relay    relay.Engine carries bytes, half-closes and resets
+//	close    the session is recorded                             (Close)
+//
+// All of them run on the flow's relay loop and never wait.
+
+// udpIdle bounds the idle time of UDP flows, which have no other end.
+const udpIdle = time.Minute
+
+// Accept names the session and binds it. False where nothing is bound, which
+// happens only in the moment between a change of the table and of the steering.
+func (g *Gateway) Accept(f *relay.Flow) bool {
+	s := &f.Session
+	target, ok := g.table.Load().Lookup(f.Listener.Name, s.Transport, s.Destination)
+	if !ok {
+		return false
+	}
+	s.ID = g.ids.new(s.Start)
+	s.Node, s.Segment, s.Path = g.cfg.Node, f.Listener.Name, deception.PathRelay
+	s.Decoy, s.Service = target.Decoy.Name, target.Service.Name
+	s.DestinationNAT = target.Address
+	f.Idle = target.Decoy.Idle
+	if s.Transport == deception.UDP {
+		f.Idle = min(f.Idle, udpIdle)
+	}
+	return true
+}
+
+// Open dials the service from the intruder's own address and port. Where a
+// closing connection still holds that port towards this service it asks to be
+// called again; on the last attempt it gives up the port, never the address,
+// and the session says so.
+func (g *Gateway) Open(f *relay.Flow, last bool) (int, error) {
+	s := &f.Session
+	fd, err := g.dial(s, s.Source)
+	if err == nil {
+		s.SourceNAT, s.SourceMode = s.Source, deception.SourceKept
+		return fd, nil
+	}
+	if !portTaken(err) {
+		return -1, fmt.Errorf("dial service %s as %s: %w", s.Service, s.Source, err)
+	}
+	if !last && s.Transport == deception.TCP {
+		return -1, relay.ErrAgain
+	}
+	if fd, err = g.dial(s, netip.AddrPortFrom(s.Source.Addr(), 0)); err != nil {
+		return -1, fmt.Errorf("dial service %s as %s from any port: %w", s.Service, s.Source.Addr(), err)
+	}
+	if s.SourceNAT, err = relay.LocalAddr(fd); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("read source port towards service %s: %w", s.Service, err)
+	}
+	s.SourceMode = deception.SourcePortMoved
+	g.moved.Add(1)
+	return fd, nil
+}
+
+func (g *Gateway) dial(s *deception.Session, source netip.AddrPort) (int, error) {
+	if s.Transport == deception.TCP {
+		return relay.Dial(unix.SOCK_STREAM, source, s.DestinationNAT)
+	}
+	tuple := udpTuple{source, s.DestinationNAT}
+	if source.Port() != 0 && !g.tuples.take(tuple) {
+		return -1, unix.EADDRINUSE
+	}
+	fd, err := relay.Dial(unix.SOCK_DGRAM, source, s.DestinationNAT)
+	if err != nil && source.Port() != 0 {
+		g.tuples.release(tuple)
+	}
+	return fd, err
+}
+
+func portTaken(err error) bool {
+	return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE)
+}
+
+// Opened records the start of the session: the service has it.
+func (g *Gateway) Opened(f *relay.Flow) { g.cfg.Recorder.Started(&f.Session) }
+
+// Close records its end, and has a service that refused looked at.
+func (g *Gateway) Close(f *relay.Flow) {
+	s := &f.Session
+	if s.Transport == deception.UDP && s.SourceMode == deception.SourceKept && s.SourceNAT.IsValid() {
+		g.tuples.release(udpTuple{s.Source, s.DestinationNAT})
+	}
+	if s.Reason == deception.EndRefused {
+		g.cfg.Suspect(s.Service)
+	}
+	g.cfg.Recorder.Ended(s)
+}
