@@ -83,6 +83,28 @@ func (id SessionID) String() string {
 	return string(b[:])
 }
 
+// ParseSessionID is the inverse of String; it takes the usual UUID form in
+// either case. Its errors say what would be right.
+func ParseSessionID(s string) (SessionID, error) {
+	var id SessionID
+	at := 0
+	for i, part := range [...]int{8, 4, 4, 4, 12} {
+		end := at + part
+		if end > len(s) || i < 4 && (end == len(s) || s[end] != '-') || i == 4 && end != len(s) {
+			return SessionID{}, badSessionID(s)
+		}
+		if _, err := hex.Decode(id[(at-i)/2:], []byte(s[at:end])); err != nil {
+			return SessionID{}, badSessionID(s)
+		}
+		at = end + 1
+	}
+	return id, nil
+}
+
+func badSessionID(s string) error {
+	return fmt.Errorf("bad session identifier %q; 32 hexadecimal digits as 01234567-89ab-7def-8123-456789abcdef", s)
+}
+
 // IsZero tells whether no identifier was given.
 func (id SessionID) IsZero() bool { return id == SessionID{} }
 

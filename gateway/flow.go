@@ -36,7 +36,7 @@ func (g *Gateway) Accept(f *relay.Flow) bool {
 	if !ok {
 		return false
 	}
-	s.ID = g.ids.new(s.Start)
+	s.ID = NewSessionID(s.Start)
 	s.Node, s.Segment, s.Path = g.cfg.Node, f.Listener.Name, deception.PathRelay
 	s.Decoy, s.Service = target.Decoy.Name, target.Service.Name
 	s.DestinationNAT = target.Address

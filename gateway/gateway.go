@@ -1,5 +1,8 @@
 //go:build linux
 
+// Package gateway takes flows at decoys and leads them to services: the ingress
+// decides by its own binding table, the egress dials the service as the
+// intruder. The five steps of a connection stand in flow.go.
 package gateway
 
 import (
@@ -29,7 +32,7 @@ type Config struct {
 // Gateway is the relay's handler. Its binding table is exchanged whole.
 type Gateway struct {
 	cfg    Config
-	table  atomic.Pointer[Table]
+	table  atomic.Pointer[deception.Table]
 	ids    idSource
 	tuples udpTuples
 
@@ -42,15 +45,15 @@ func New(cfg Config) *Gateway {
 		cfg.Suspect = func(string) {}
 	}
 	g := &Gateway{cfg: cfg}
-	g.table.Store(NewTable(&deception.State{}))
+	g.table.Store(deception.NewTable(&deception.State{}))
 	return g
 }
 
 // SetTable makes t the table that new flows are led by. Flows that run go on.
-func (g *Gateway) SetTable(t *Table) { g.table.Store(t) }
+func (g *Gateway) SetTable(t *deception.Table) { g.table.Store(t) }
 
 // Table returns the table in use.
-func (g *Gateway) Table() *Table { return g.table.Load() }
+func (g *Gateway) Table() *deception.Table { return g.table.Load() }
 
 // MovedPorts returns how many flows reached their service from another source
 // port than the intruder's, because that one was still taken.

@@ -20,6 +20,12 @@ type idSource struct {
 	left    int // bytes of random not used yet
 }
 
+// ids is the process's one source of identifiers.
+var ids idSource
+
+// NewSessionID returns the identifier of a session that starts at t.
+func NewSessionID(t time.Time) deception.SessionID { return ids.new(t) }
+
 // new returns the identifier of a session that starts at t.
 func (s *idSource) new(t time.Time) deception.SessionID {
 	s.mu.Lock()

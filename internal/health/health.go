@@ -20,7 +20,8 @@ import (
 type Port struct {
 	Service   string
 	Transport deception.Transport
-	Address   netip.AddrPort
+	Address   netip.AddrPort // its first port where it stands for a range
+	Range     bool           // any answer counts as open
 }
 
 // State is what is known about a port.
@@ -46,11 +47,12 @@ type Checker struct {
 type Config struct {
 	Interval time.Duration // between checks (default 1 s)
 	Timeout  time.Duration // for an answer (default 1 s)
+	Mark     uint32        // SO_MARK of UDP checks, by which a zone's containment knows them; 0 for none
 	// Changed is called after a port went up or down, from any goroutine, never
 	// twice at once for one service.
 	Changed func()
 	// Probe asks one port; nil is the prober of this package (needs CAP_NET_RAW).
-	Probe func(ctx context.Context, ports []Port, timeout time.Duration) map[Port]error
+	Probe func(ctx context.Context, ports []Port, timeout time.Duration, mark uint32) map[Port]error
 }
 
 // failuresToDown is how many unanswered checks in a row close a port. A refusal
@@ -153,7 +155,7 @@ func (c *Checker) run(ctx context.Context, w *watch) {
 }
 
 func (c *Checker) round(ctx context.Context, w *watch) {
-	answers := c.cfg.Probe(ctx, w.ports, c.cfg.Timeout)
+	answers := c.cfg.Probe(ctx, w.ports, c.cfg.Timeout, c.cfg.Mark)
 	if ctx.Err() != nil {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ func refused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
 
 // Probe asks ports, all of one service, and returns an error for each that is
 // not open: unix.ECONNREFUSED, ErrNoAnswer, or why it could not be asked.
-func Probe(ctx context.Context, ports []Port, timeout time.Duration) map[Port]error {
+func Probe(ctx context.Context, ports []Port, timeout time.Duration, mark uint32) map[Port]error {
 	errs := map[Port]error{}
 	tcp := map[netip.Addr][]Port{}
 	for _, p := range ports {
@@ -31,7 +32,7 @@ func Probe(ctx context.Context, ports []Port, timeout time.Duration) map[Port]er
 			tcp[p.Address.Addr()] = append(tcp[p.Address.Addr()], p)
 			continue
 		}
-		if err := probeUDP(ctx, p.Address, timeout/4); err != nil {
+		if err := probeUDP(ctx, p.Address, timeout/4, mark); err != nil && !(p.Range && refused(err)) {
 			errs[p] = err
 		}
 	}
@@ -43,7 +44,7 @@ func Probe(ctx context.Context, ports []Port, timeout time.Duration) map[Port]er
 				errs[p] = err
 			case !ok:
 				errs[p] = fmt.Errorf("%w from %s within %s", ErrNoAnswer, p.Address, timeout)
-			case !answer:
+			case !answer && !p.Range:
 				errs[p] = fmt.Errorf("%s: %w", p.Address, unix.ECONNREFUSED)
 			}
 		}
@@ -153,8 +154,20 @@ func checksum(from, to netip.Addr, segment []byte) uint16 {
 
 // probeUDP sends an empty datagram, which servers pass over, and waits a moment
 // for an ICMP port unreachable.
-func probeUDP(ctx context.Context, target netip.AddrPort, wait time.Duration) error {
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(target))
+func probeUDP(ctx context.Context, target netip.AddrPort, wait time.Duration, mark uint32) error {
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		if mark == 0 {
+			return nil
+		}
+		var failed error
+		if err := c.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark))
+		}); err != nil {
+			return err
+		}
+		return failed
+	}}
+	conn, err := dialer.DialContext(ctx, "udp", target.String())
 	if err != nil {
 		return fmt.Errorf("reach %s: %w", target, err)
 	}

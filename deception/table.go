@@ -1,14 +1,9 @@
-// Package gateway takes flows at decoys and leads them to services: the ingress
-// decides by its own binding table, the egress dials the service as the
-// intruder. The five steps of a connection stand in flow.go.
-package gateway
+package deception
 
 import (
 	"cmp"
 	"net/netip"
 	"slices"
-
-	"decoynet/deception"
 )
 
 // Table is an immutable snapshot of who is led where: for each segment the
@@ -19,17 +14,17 @@ type Table struct {
 }
 
 type entry struct {
-	deception.AddrRange
-	decoy  *deception.Decoy
+	AddrRange
+	decoy  *Decoy
 	routes []route // one a binding, in the decoy's order
 }
 
 // route is where a binding leads for the addresses of one entry.
 type route struct {
 	segment string
-	decoy   *deception.Decoy
-	binding *deception.Binding
-	service *deception.Service
+	decoy   *Decoy
+	binding *Binding
+	service *Service
 	address netip.Addr // the service's, of the decoy's family
 	// alias is the alias address that stands for the entry's first address; the
 	// following ones stand for the following addresses. Zero without a pool.
@@ -38,14 +33,14 @@ type route struct {
 
 // Target is what a decoy's address and port lead to.
 type Target struct {
-	Decoy   *deception.Decoy
-	Service *deception.Service
+	Decoy   *Decoy
+	Service *Service
 	Address netip.AddrPort // the service, or its alias for this decoy address
 	Alias   bool
 }
 
 // NewTable builds the table of a validated state.
-func NewTable(state *deception.State) *Table {
+func NewTable(state *State) *Table {
 	t := &Table{segments: map[string][]entry{}}
 	pools := map[aliasPool]uint64{}
 	for i := range state.Decoys {
@@ -77,7 +72,7 @@ type aliasPool struct {
 // newRoute resolves one binding. Aliases are given out in the document's
 // order, so decoys that are added at its end leave the others' as they were;
 // all bindings of one decoy to one service share an alias.
-func newRoute(state *deception.State, d *deception.Decoy, b *deception.Binding, addrs deception.AddrRange, pools map[aliasPool]uint64, given map[string]netip.Addr) (route, bool) {
+func newRoute(state *State, d *Decoy, b *Binding, addrs AddrRange, pools map[aliasPool]uint64, given map[string]netip.Addr) (route, bool) {
 	s := state.Service(b.Service)
 	if s == nil || !s.Addr(addrs.From).IsValid() {
 		return route{}, false
@@ -91,8 +86,8 @@ func newRoute(state *deception.State, d *deception.Decoy, b *deception.Binding, 
 		return r, true
 	}
 	pool := aliasPool{s.Name, prefix}
-	first := deception.Nth(prefix.Masked().Addr(), pools[pool])
-	if first.IsValid() && prefix.Contains(deception.Nth(first, addrs.Len()-1)) {
+	first := Nth(prefix.Masked().Addr(), pools[pool])
+	if first.IsValid() && prefix.Contains(Nth(first, addrs.Len()-1)) {
 		pools[pool] += addrs.Len()
 		r.alias = first
 	}
@@ -102,7 +97,7 @@ func newRoute(state *deception.State, d *deception.Decoy, b *deception.Binding, 
 
 // Lookup returns what the decoy address leads to, or false where nothing is
 // bound there. It does not allocate.
-func (t *Table) Lookup(segment string, transport deception.Transport, decoy netip.AddrPort) (Target, bool) {
+func (t *Table) Lookup(segment string, transport Transport, decoy netip.AddrPort) (Target, bool) {
 	entries := t.segments[segment]
 	i, found := slices.BinarySearchFunc(entries, decoy.Addr(), func(e entry, a netip.Addr) int {
 		switch {
@@ -132,7 +127,7 @@ func (r *route) target(e *entry, decoy netip.AddrPort) Target {
 	t := Target{Decoy: r.decoy, Service: r.service}
 	address := r.address
 	if r.alias.IsValid() {
-		address, t.Alias = deception.Nth(r.alias, e.Offset(decoy.Addr())), true
+		address, t.Alias = Nth(r.alias, e.Offset(decoy.Addr())), true
 	}
 	t.Address = netip.AddrPortFrom(address, r.binding.TargetPort(decoy.Port()))
 	return t
@@ -141,19 +136,20 @@ func (r *route) target(e *entry, decoy netip.AddrPort) Target {
 // KernelRoute is one translation of the kernel path.
 type KernelRoute struct {
 	Segment   string
-	Transport deception.Transport
+	Transport Transport
 	Decoy     netip.AddrPort
 	Service   string
 	Target    netip.AddrPort
 }
 
 // KernelRoutes lists the translations for a segment's decoys on the kernel
-// path, in a fixed order. open tells which services' ports are to be led to.
-func (t *Table) KernelRoutes(segment string, open func(service *deception.Service, transport deception.Transport, port uint16) bool) []KernelRoute {
+// path, in a fixed order. open tells which services' ports are to
+// be led to; family is any address of the family in question.
+func (t *Table) KernelRoutes(segment string, open func(s *Service, t Transport, port uint16, family netip.Addr) bool) []KernelRoute {
 	var out []KernelRoute
 	for i := range t.segments[segment] {
 		e := &t.segments[segment][i]
-		if e.decoy.Path != deception.PathKernel {
+		if e.decoy.Path != PathKernel {
 			continue
 		}
 		for a := e.From; a.IsValid() && !e.To.Less(a); a = a.Next() {
@@ -168,12 +164,12 @@ func (t *Table) KernelRoutes(segment string, open func(service *deception.Servic
 	return out
 }
 
-func appendKernelRoutes(out []KernelRoute, r *route, e *entry, a netip.Addr, open func(*deception.Service, deception.Transport, uint16) bool) []KernelRoute {
+func appendKernelRoutes(out []KernelRoute, r *route, e *entry, a netip.Addr, open func(*Service, Transport, uint16, netip.Addr) bool) []KernelRoute {
 	for _, ports := range r.binding.Ports {
 		for port := int(ports.First); port <= int(ports.Last); port++ {
 			decoy := netip.AddrPortFrom(a, uint16(port))
 			target := r.target(e, decoy)
-			if open(r.service, ports.Transport, target.Address.Port()) {
+			if open(r.service, ports.Transport, target.Address.Port(), a) {
 				out = append(out, KernelRoute{
 					Segment: r.segment, Transport: ports.Transport, Decoy: decoy,
 					Service: r.service.Name, Target: target.Address,

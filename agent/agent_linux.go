@@ -1,0 +1,220 @@
+// Package agent realises segments and decoys on a machine: each segment gets a
+// network namespace with a macvlan on its NIC, the decoys' addresses become the
+// namespace's own, and bound ports are steered to the relay.
+//
+// Planning (plan.go) is pure; what stands in the kernel follows from the
+// document and the services' health alone, and is found again after a crash.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/health"
+	"decoynet/internal/kernel/link"
+	"decoynet/internal/kernel/netns"
+	"decoynet/internal/kernel/route"
+	"decoynet/internal/relay"
+)
+
+// Recorder takes the sessions of the kernel path. Its methods never block.
+type Recorder interface {
+	Started(s *deception.Session)
+	Ended(s *deception.Session)
+}
+
+// Config is what an agent is made with.
+type Config struct {
+	Engine   *relay.Engine
+	Recorder Recorder
+	NewID    func(start time.Time) deception.SessionID // for sessions of the kernel path
+	Log      *slog.Logger
+}
+
+// Agent holds the segments of one machine.
+type Agent struct {
+	cfg  Config
+	host *netns.NS
+
+	mu       sync.Mutex // serialises Apply, Refresh and Close; guards the rest
+	segments map[string]*segment
+	groupIDs map[string]uint32
+	indexes  map[string]int
+	state    *deception.State
+	table    *deception.Table
+}
+
+// SegmentStatus is what is true about one segment.
+type SegmentStatus struct {
+	Name       string   `json:"name"`
+	Parent     string   `json:"parent"`
+	Ready      bool     `json:"ready"`
+	Steering   string   `json:"steering,omitempty"`
+	Decoys     int      `json:"decoys"`
+	Addresses  uint64   `json:"addresses"`
+	OpenPorts  int      `json:"open_ports"`
+	KernelPath int      `json:"kernel_path_bindings,omitempty"`
+	KernelLost uint64   `json:"kernel_path_events_lost,omitempty"`
+	MAC        string   `json:"mac,omitempty"`
+	Problems   []string `json:"problems,omitempty"`
+	Warnings   []string `json:"warnings,omitempty"`
+}
+
+// New returns an agent without segments. It works in the caller's namespace.
+func New(cfg Config) (*Agent, error) {
+	host, err := netns.Current()
+	if err != nil {
+		return nil, fmt.Errorf("open the host's network namespace: %w", err)
+	}
+	return &Agent{
+		cfg: cfg, host: host, segments: map[string]*segment{},
+		groupIDs: map[string]uint32{}, indexes: map[string]int{},
+		state: &deception.State{}, table: deception.NewTable(&deception.State{}),
+	}, nil
+}
+
+// Apply makes the machine's segments what state says, with bound ports open as
+// far as open tells. Segments that are not in state go. A fault in one segment
+// does not stop the others: the errors are joined.
+func (a *Agent) Apply(ctx context.Context, state *deception.State, table *deception.Table, open func(health.Port) bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.state, a.table = state, table
+	var errs []error
+	for name, s := range a.segments {
+		if state.Segment(name) == nil {
+			errs = append(errs, s.remove(ctx))
+			delete(a.segments, name)
+		}
+	}
+	return errors.Join(append(errs, a.applySegments(ctx, open))...)
+}
+
+// Refresh opens and closes ports after services' health has changed.
+func (a *Agent) Refresh(ctx context.Context, open func(health.Port) bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.applySegments(ctx, open)
+}
+
+// applySegments must be called with mu held.
+func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) error {
+	var errs []error
+	for _, seg := range a.state.Segments {
+		if seg.Name == deception.HostSegment {
+			continue
+		}
+		s := a.segments[seg.Name]
+		if s == nil {
+			s = &segment{agent: a, name: seg.Name}
+			a.segments[seg.Name] = s
+		}
+		p := planSegment(a.state, a.table, seg, a.index(seg.Name), open, a.groupID)
+		if err := s.apply(ctx, p); err != nil {
+			errs = append(errs, fmt.Errorf("segment %s: %w", seg.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// groupID numbers names in the order in which they first come up.
+func (a *Agent) groupID(name string) uint32 {
+	id, ok := a.groupIDs[name]
+	if !ok {
+		id = uint32(len(a.groupIDs) + 1)
+		a.groupIDs[name] = id
+	}
+	return id
+}
+
+// index numbers segments; the number names a routing table and a mark.
+func (a *Agent) index(name string) int {
+	i, ok := a.indexes[name]
+	if !ok {
+		i = len(a.indexes) + 1
+		a.indexes[name] = i
+	}
+	return i
+}
+
+// HostRoutes returns what the host's namespace is to hold for the kernel path:
+// marked replies of a service go back into their segment.
+func (a *Agent) HostRoutes() route.Desired {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var d route.Desired
+	for _, name := range sortedNames(a.segments) {
+		if s := a.segments[name]; s.plan.link.Uplink {
+			d.Routes = append(d.Routes, hostUplinkRoutes(name, s.plan.index)...)
+			d.Rules = append(d.Rules, hostUplinkRules(s.plan.index)...)
+		}
+	}
+	return d
+}
+
+// Status tells what is true about every segment, by name.
+func (a *Agent) Status() []SegmentStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []SegmentStatus
+	for _, name := range sortedNames(a.segments) {
+		out = append(out, a.segments[name].status(a.state))
+	}
+	return out
+}
+
+// Close removes every segment.
+func (a *Agent) Close(ctx context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	for name, s := range a.segments {
+		errs = append(errs, s.remove(ctx))
+		delete(a.segments, name)
+	}
+	return errors.Join(append(errs, a.host.Close())...)
+}
+
+// Cleanup removes every segment that any run of decoynet left in the kernel of
+// this machine. It needs no memory and no running process. It returns what it
+// removed.
+func Cleanup(ctx context.Context) ([]string, error) {
+	host, err := netns.Current()
+	if err != nil {
+		return nil, fmt.Errorf("open the host's network namespace: %w", err)
+	}
+	defer host.Close()
+	var removed []string
+	var errs []error
+	names, err := netns.List(netns.Prefix)
+	errs = append(errs, err)
+	for _, name := range names {
+		if err := netns.Delete(name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, "network namespace "+name)
+	}
+	links, err := link.Owned(host)
+	errs = append(errs, err)
+	for _, name := range links {
+		removed = append(removed, "link "+name)
+	}
+	errs = append(errs, link.RemoveOwned(ctx, host))
+	return removed, errors.Join(errs...)
+}
+
+func sortedNames(m map[string]*segment) []string {
+	names := make([]string, 0, len(m))
+	for name := range m {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}

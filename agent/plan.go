@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+
+	"decoynet/deception"
+	"decoynet/internal/health"
+	"decoynet/internal/kernel/link"
+	"decoynet/internal/kernel/route"
+	"decoynet/internal/kernel/steer"
+)
+
+// segmentPlan is everything that the kernel is to hold for one segment.
+type segmentPlan struct {
+	segment deception.Segment
+	index   int // of the segment's routing table and mark on the kernel path
+	link    link.Desired
+	routes  route.Desired
+	groups  []steer.Group
+	kernel  []deception.KernelRoute
+}
+
+// openPort tells whether a port of a service is to be reachable now.
+type openPort func(health.Port) bool
+
+// planSegment is the whole way from the document to the kernel's objects of one
+// segment. groupID gives each name the same number for ever.
+func planSegment(state *deception.State, table *deception.Table, seg deception.Segment, index int, open openPort, groupID func(string) uint32) segmentPlan {
+	decoys := state.DecoysOf(seg.Name)
+	p := segmentPlan{segment: seg, index: index}
+	for _, d := range decoys {
+		if d.Path == deception.PathKernel {
+			p.link.Uplink = true
+			continue
+		}
+		p.groups = append(p.groups, planGroups(state, d, open, groupID)...)
+	}
+	if p.link.Uplink {
+		p.kernel = table.KernelRoutes(seg.Name, func(s *deception.Service, t deception.Transport, port uint16, family netip.Addr) bool {
+			unit, ok := health.PortOf(s, t, port, family)
+			return ok && open(unit)
+		})
+	}
+	p.link.Segment, p.link.Parent, p.link.Node = seg.Name, seg.Parent, state.Node
+	p.routes = planRoutes(state, seg, decoys, p.link.Uplink)
+	return p
+}
+
+// planRoutes lays out the segment's namespace: decoy addresses are ours, the
+// subnets are on the link, the gateways lead out.
+func planRoutes(state *deception.State, seg deception.Segment, decoys []*deception.Decoy, uplink bool) route.Desired {
+	d := route.Desired{Link: link.LANName}
+	for _, decoy := range decoys {
+		for _, r := range decoy.Addresses {
+			if r.From.Is4() {
+				d.Local4 = append(d.Local4, r.Prefixes()...)
+				continue
+			}
+			for a := r.From; a.IsValid() && !r.To.Less(a); a = a.Next() {
+				d.Addrs6 = append(d.Addrs6, a)
+			}
+		}
+	}
+	for _, s := range seg.Subnets {
+		d.Connected = append(d.Connected, s.Prefix)
+		if s.Gateway.IsValid() {
+			d.Gateways = append(d.Gateways, s.Gateway)
+		}
+	}
+	if uplink {
+		d.Routes = uplinkRoutes(state, decoys)
+	}
+	return d
+}
+
+// uplinkRoutes lead the segment's namespace to the services of its kernel-path
+// decoys, and to nothing else.
+func uplinkRoutes(state *deception.State, decoys []*deception.Decoy) []route.Route {
+	var targets []netip.Prefix
+	for _, d := range decoys {
+		if d.Path != deception.PathKernel {
+			continue
+		}
+		for _, b := range d.Bind {
+			s := state.Service(b.Service)
+			targets = append(targets, s.Aliases...)
+			for _, a := range []netip.Addr{s.Addr4, s.Addr6} {
+				if a.IsValid() {
+					targets = append(targets, netip.PrefixFrom(a, a.BitLen()))
+				}
+			}
+		}
+	}
+	slices.SortFunc(targets, netip.Prefix.Compare)
+	var out []route.Route
+	for _, t := range slices.Compact(targets) {
+		via := link.NextHopHost4
+		if t.Addr().Is6() {
+			via = link.NextHopHost6
+		}
+		out = append(out, route.Route{Dst: t, Via: via, Dev: link.UplinkName, Onlink: true})
+	}
+	return out
+}
+
+// planGroups returns a decoy's steering groups, one a family: the same service
+// may be up at its IPv4 address and down at its IPv6 address.
+func planGroups(state *deception.State, d *deception.Decoy, open openPort, groupID func(string) uint32) []steer.Group {
+	var out []steer.Group
+	for _, is4 := range []bool{true, false} {
+		g := steer.Group{ID: groupID(d.Name + family(is4))}
+		for _, r := range d.Addresses {
+			if r.From.Is4() == is4 {
+				g.Prefixes = append(g.Prefixes, r.Prefixes()...)
+			}
+		}
+		if len(g.Prefixes) == 0 {
+			continue
+		}
+		for i := range d.Bind {
+			g.Ports = append(g.Ports, openPorts(state.Service(d.Bind[i].Service), &d.Bind[i], g.Prefixes[0].Addr(), open)...)
+		}
+		out = append(out, g)
+	}
+	return out
+}
+
+func family(is4 bool) string {
+	if is4 {
+		return "/ipv4"
+	}
+	return "/ipv6"
+}
+
+// openPorts returns the decoy's ports of one binding whose service port is up.
+func openPorts(s *deception.Service, b *deception.Binding, address netip.Addr, open openPort) []deception.PortRange {
+	var out []deception.PortRange
+	for _, decoyPorts := range b.Ports {
+		if b.Target != 0 {
+			if unit, ok := health.PortOf(s, decoyPorts.Transport, b.Target, address); ok && open(unit) {
+				out = append(out, decoyPorts)
+			}
+			continue
+		}
+		for _, served := range s.Ports {
+			if !served.Overlaps(decoyPorts) {
+				continue
+			}
+			if unit, ok := health.PortOf(s, served.Transport, served.First, address); ok && open(unit) {
+				out = append(out, deception.PortRange{
+					Transport: served.Transport,
+					First:     max(served.First, decoyPorts.First), Last: min(served.Last, decoyPorts.Last),
+				})
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"path"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"decoynet/deception"
+	"decoynet/internal/ecs"
+	"decoynet/internal/store"
+)
+
+func getCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "get",
+		Short: "List sessions, decoys, services, segments",
+	}
+	c.AddCommand(getSessionsCommand())
+	for _, kind := range []string{"decoys", "services", "segments", "zones"} {
+		c.AddCommand(getObjectsCommand(kind))
+	}
+	return c
+}
+
+// sessionFlags are the flags of `get sessions`.
+type sessionFlags struct {
+	data, output, since            string
+	watch, running                 bool
+	source, segment, decoy, server string
+	limit                          int
+}
+
+func getSessionsCommand() *cobra.Command {
+	var f sessionFlags
+	c := &cobra.Command{
+		Use:   "sessions [ID]",
+		Short: "List sessions, newest last",
+		Args:  cobra.MaximumNArgs(1),
+	}
+	dataFlag(c, &f.data)
+	outputFlag(c, &f.output, "table", "json", "wide")
+	flags := c.Flags()
+	flags.StringVar(&f.since, "since", "", "sessions that ran at or after this: a duration back from now (90m, 2h30m, 7d) or a time (2026-01-31T15:04:05Z)")
+	flags.BoolVarP(&f.watch, "watch", "w", false, "go on with every session that starts or ends")
+	flags.BoolVar(&f.running, "running", false, "only sessions that run now")
+	flags.StringVar(&f.source, "source", "", "only this intruder's address, or network")
+	flags.StringVar(&f.segment, "segment", "", "only this segment")
+	flags.StringVar(&f.decoy, "decoy", "", "only this decoy, by name")
+	flags.StringVar(&f.server, "service", "", "only this service")
+	flags.IntVar(&f.limit, "limit", 1000, "the newest so many; 0 for all")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		filter, err := f.filter(args, time.Now())
+		if err != nil {
+			return &exitError{2, err}
+		}
+		r, err := store.OpenReader(databasePath(f.data))
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		return f.list(cmd.Context(), cmd.OutOrStdout(), r, filter)
+	}
+	return c
+}
+
+func (f *sessionFlags) filter(args []string, now time.Time) (store.Filter, error) {
+	filter := store.Filter{Segment: f.segment, Decoy: f.decoy, Service: f.server, Limit: f.limit}
+	var err error
+	if len(args) == 1 {
+		if filter.ID, err = deception.ParseSessionID(args[0]); err != nil {
+			return filter, err
+		}
+	}
+	if f.running {
+		filter.Running = &f.running
+	}
+	if f.source != "" {
+		if filter.Source, err = parseNetwork(f.source); err != nil {
+			return filter, err
+		}
+	}
+	if f.since != "" {
+		filter.Since, err = parseSince(f.since, now)
+	}
+	return filter, err
+}
+
+func parseNetwork(s string) (netip.Prefix, error) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Masked(), nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("bad --source %q; an address or a network, as 192.0.2.66 or 192.0.2.0/24", s)
+	}
+	return netip.PrefixFrom(a, a.BitLen()), nil
+}
+
+// parseSince reads a duration back from now, in which d stands for days, or a
+// point in time.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	text := s
+	var days int
+	if head, tail, ok := strings.Cut(s, "d"); ok {
+		if _, err := fmt.Sscanf(head, "%d", &days); err == nil {
+			if text = tail; text == "" {
+				text = "0s"
+			}
+		}
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return now.AddDate(0, 0, -days).Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("bad --since %q; a duration as 90m or 7d, or a time as 2026-01-31T15:04:05Z", s)
+}
+
+// sessionWriter is a format of a listing.
+type sessionWriter interface {
+	Write(s *deception.Session) error
+}
+
+func (f *sessionFlags) list(ctx context.Context, w io.Writer, r *store.Reader, filter store.Filter) error {
+	var out sessionWriter = ecs.NewJSON(w)
+	flush := func() error { return nil }
+	if f.output != "json" {
+		table := ecs.NewTable(w, ecs.TableOptions{Wide: f.output == "wide"})
+		out, flush = table, table.Flush
+	}
+	sessions := r.Sessions(ctx, filter)
+	if f.watch {
+		sessions = r.Watch(ctx, filter)
+	}
+	n := 0
+	for s, err := range sessions {
+		if err != nil {
+			return errors.Join(flush(), err)
+		}
+		if err := out.Write(&s); err != nil {
+			return err
+		}
+		if n++; f.watch {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	if !filter.ID.IsZero() && n == 0 {
+		return fmt.Errorf("no session %s", filter.ID)
+	}
+	if f.limit > 0 && n == f.limit && !f.watch && f.output != "json" {
+		fmt.Fprintf(w, "(the newest %d; --limit 0 for all)\n", n)
+	}
+	return nil
+}
+
+// getObjectsCommand lists one kind of object of the running decoynet.
+func getObjectsCommand(kind string) *cobra.Command {
+	var data, output string
+	c := &cobra.Command{
+		Use:   kind,
+		Short: "List " + kind + " and their state",
+		Args:  cobra.NoArgs,
+	}
+	dataFlag(c, &data)
+	outputFlag(c, &output, "table", "json", "wide")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		body, err := ask(cmd.Context(), data, http.MethodGet, path.Join("/", "status"))
+		if err != nil {
+			return err
+		}
+		var all map[string]json.RawMessage
+		var objects []map[string]any
+		if err := json.Unmarshal(body, &all); err != nil {
+			return fmt.Errorf("read status: %w", err)
+		}
+		if err := json.Unmarshal(all[kind], &objects); err != nil {
+			return fmt.Errorf("read %s: %w", kind, err)
+		}
+		return printObjects(cmd.OutOrStdout(), kind, output, objects)
+	}
+	return c
+}
+
+// objectColumns are the keys of each kind's table; wide shows those behind the
+// bar as well.
+var objectColumns = map[string][2][]string{
+	"decoys":   {{"name", "segment", "addresses", "count", "ports", "services", "path"}, {}},
+	"services": {{"name", "zone", "ports"}, {}},
+	"segments": {{"name", "parent", "ready", "steering", "decoys", "addresses", "open_ports"}, {"mac", "problems", "warnings"}},
+	"zones":    {{"name", "link", "contained", "denied_packets"}, {"denied_bytes", "problems"}},
+}
+
+func printObjects(w io.Writer, kind, output string, objects []map[string]any) error {
+	if output == "json" {
+		enc := json.NewEncoder(w)
+		for _, o := range objects {
+			if err := enc.Encode(o); err != nil {
+				return fmt.Errorf("write %s: %w", kind, err)
+			}
+		}
+		return nil
+	}
+	columns := objectColumns[kind][0]
+	if output == "wide" {
+		columns = append(columns[:len(columns):len(columns)], objectColumns[kind][1]...)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, c := range columns {
+		fmt.Fprint(t, strings.ToUpper(strings.ReplaceAll(c, "_", " ")), "\t")
+	}
+	fmt.Fprintln(t)
+	for _, o := range objects {
+		for _, c := range columns {
+			fmt.Fprint(t, cell(o[c]), "\t")
+		}
+		fmt.Fprintln(t)
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("write %s: %w", kind, err)
+	}
+	return nil
+}
+
+// cell writes a value of a status as one word of a table.
+func cell(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "-"
+	case []any:
+		parts := make([]string, len(v))
+		for i, p := range v {
+			parts[i] = cell(p)
+		}
+		return strings.Join(parts, ",")
+	case map[string]any: // a port of a service
+		word := "down"
+		if v["up"] == true {
+			word = "up"
+		}
+		return fmt.Sprintf("%v@%v:%s", v["port"], v["at"], word)
+	case float64:
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprint(v)
+}

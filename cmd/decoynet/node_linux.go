@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"decoynet/agent"
+	"decoynet/config"
+	"decoynet/deception"
+	"decoynet/gateway"
+	"decoynet/internal/health"
+	"decoynet/internal/kernel/firewall"
+	"decoynet/internal/kernel/route"
+	"decoynet/internal/relay"
+	"decoynet/internal/store"
+)
+
+// retryEvery is the pause between attempts to mend what could not be applied.
+const retryEvery = 2 * time.Second
+
+// node is one machine with its roles: agent, ingress and egress in one process,
+// so that a hop between them is a function call.
+type node struct {
+	file, data string
+	log        *slog.Logger
+	started    time.Time
+
+	recorder *store.Recorder
+	engine   *relay.Engine
+	gateway  *gateway.Gateway
+	zones    *gateway.Zones
+	agent    *agent.Agent
+	checker  *health.Checker
+
+	healthChanged chan struct{} // holds one token; a token means: look again
+
+	applying sync.Mutex // serialises apply, refresh and close
+
+	mu       sync.Mutex // guards the rest, never held for long
+	doc      *config.Document
+	revision string
+	problem  error // of the last apply
+	applied  bool
+}
+
+func newNode(file, data string, doc *config.Document, log *slog.Logger) (*node, error) {
+	n := &node{file: file, data: data, log: log, started: time.Now(), doc: doc, healthChanged: make(chan struct{}, 1)}
+	var err error
+	if n.recorder, err = store.OpenRecorder(store.RecorderConfig{Path: databasePath(data), Retain: doc.Options.Retention}); err != nil {
+		return nil, fmt.Errorf("open session store: %w", err)
+	}
+	n.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
+	n.gateway = gateway.New(gateway.Config{Node: doc.State.Node, Recorder: n.recorder, Suspect: n.checker.Suspect})
+	if n.engine, err = relay.New(n.gateway, relay.Config{}); err != nil {
+		return nil, errors.Join(err, n.close(context.Background()))
+	}
+	if n.zones, err = gateway.NewZones(); err != nil {
+		return nil, errors.Join(err, n.close(context.Background()))
+	}
+	n.agent, err = agent.New(agent.Config{Engine: n.engine, Recorder: n.recorder, NewID: gateway.NewSessionID, Log: log})
+	if err != nil {
+		return nil, errors.Join(err, n.close(context.Background()))
+	}
+	return n, nil
+}
+
+func (n *node) noteHealth() {
+	select {
+	case n.healthChanged <- struct{}{}:
+	default:
+	}
+}
+
+// apply makes the machine what the document says. What can be brought up is up
+// when it returns; the joined errors name the rest.
+//
+// The order keeps every midpoint safe: zones are contained before anything
+// leads into them, services are known to be up before their ports open, the
+// table knows a binding before its port opens, and flows whose binding is gone
+// end last.
+func (n *node) apply(ctx context.Context, doc *config.Document) error {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	state := &doc.State
+	table := deception.NewTable(state)
+	errs := []error{n.zones.Apply(ctx, state)}
+	errs = append(errs, n.applyHostRoutes(ctx, state))
+	n.checker.Watch(ctx, health.PortsOf(state))
+	n.gateway.SetTable(table)
+	errs = append(errs, n.agent.Apply(ctx, state, table, n.checker.Up))
+	errs = append(errs, n.applyHostRoutes(ctx, state)) // now with the links of the kernel path
+	n.engine.CloseFlows(n.unbound(table), deception.EndUnbound)
+
+	err := errors.Join(errs...)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.doc, n.revision, n.problem, n.applied = doc, revision(n.file), err, true
+	return err
+}
+
+func (n *node) applyHostRoutes(ctx context.Context, state *deception.State) error {
+	d := gateway.HostRoutes(state)
+	uplinks := n.agent.HostRoutes()
+	d.Routes = append(d.Routes, uplinks.Routes...)
+	d.Rules = append(d.Rules, uplinks.Rules...)
+	if _, err := route.Apply(ctx, n.zones.Host(), d); err != nil {
+		return fmt.Errorf("host routes: %w", err)
+	}
+	return nil
+}
+
+// unbound tells of a flow whether the table leads it elsewhere, or nowhere.
+func (n *node) unbound(table *deception.Table) func(*relay.Flow) bool {
+	return func(f *relay.Flow) bool {
+		s := &f.Session
+		target, ok := table.Lookup(s.Segment, s.Transport, s.Destination)
+		return !ok || target.Service.Name != s.Service || target.Decoy.Path != deception.PathRelay ||
+			(target.Address != s.DestinationNAT)
+	}
+}
+
+// refresh opens and closes ports after a change of health.
+func (n *node) refresh(ctx context.Context) {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	if err := n.agent.Refresh(ctx, n.checker.Up); err != nil {
+		n.log.Error("open and close ports", "error", err)
+	}
+}
+
+// retry applies again while something is not as it should be: the parent NIC
+// may be back, a namespace of a service there at last.
+func (n *node) retry(ctx context.Context) {
+	n.mu.Lock()
+	doc, problem := n.doc, n.problem
+	n.mu.Unlock()
+	if problem == nil {
+		return
+	}
+	if err := n.apply(ctx, doc); err == nil {
+		n.log.Info("everything is applied now")
+	}
+}
+
+// reload reads the document again. A document with errors changes nothing.
+func (n *node) reload(ctx context.Context) error {
+	doc, err := config.Load(n.file)
+	if err != nil {
+		return fmt.Errorf("the document is not valid and was not applied:\n%w", err)
+	}
+	n.mu.Lock()
+	old := n.doc
+	n.mu.Unlock()
+	for _, change := range config.Diff(&old.State, &doc.State) {
+		n.log.Info("change", "what", change.String())
+	}
+	if err := n.apply(ctx, doc); err != nil {
+		return fmt.Errorf("applied, but not in full: %w", err)
+	}
+	return nil
+}
+
+// close ends all flows and leaves nothing of ours in the kernel. It works on a
+// node that came up in part.
+func (n *node) close(ctx context.Context) error {
+	n.applying.Lock()
+	defer n.applying.Unlock()
+	var errs []error
+	n.checker.Close()
+	if n.agent != nil {
+		errs = append(errs, n.agent.Close(ctx))
+	}
+	if n.engine != nil {
+		errs = append(errs, n.engine.Close(ctx))
+	}
+	if n.zones != nil {
+		errs = append(errs, n.zones.Close(ctx))
+	}
+	if err := os.Remove(socketPath(n.data)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove status socket: %w", err))
+	}
+	return errors.Join(append(errs, n.recorder.Close(ctx))...)
+}
+
+// revision names a document by its content.
+func revision(file string) string {
+	src, err := os.ReadFile(file)
+	if err != nil {
+		return "unknown"
+	}
+	sum := sha256.Sum256(src)
+	return hex.EncodeToString(sum[:6])
+}
