@@ -140,6 +140,7 @@ type KernelRoute struct {
 	Decoy     netip.AddrPort
 	Service   string
 	Target    netip.AddrPort
+	Alias     bool // Target is an alias that stands for this decoy address alone
 }
 
 // KernelRoutes lists the translations for a segment's decoys on the kernel
@@ -172,7 +173,7 @@ func appendKernelRoutes(out []KernelRoute, r *route, e *entry, a netip.Addr, ope
 			if open(r.service, ports.Transport, target.Address.Port(), a) {
 				out = append(out, KernelRoute{
 					Segment: r.segment, Transport: ports.Transport, Decoy: decoy,
-					Service: r.service.Name, Target: target.Address,
+					Service: r.service.Name, Target: target.Address, Alias: target.Alias,
 				})
 			}
 		}

@@ -1,0 +1,332 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"decoynet/deception"
+)
+
+// draft is a document read object by object; nothing in it was compared with
+// anything else yet.
+type draft struct {
+	node      located[string]
+	data      located[string]
+	retention located[time.Duration]
+	heads     located[string]
+
+	segments []*segmentDraft
+	zones    []*zoneDraft
+	services []*serviceDraft
+	decoys   []*decoyDraft
+
+	// opaque are the lists that could not be read at all: whether a reference
+	// into one is right cannot be told.
+	opaque map[string]bool
+}
+
+type segmentDraft struct {
+	name, parent located[string]
+	steering     located[string]
+	subnets      []subnetDraft
+	sound        bool // every subnet was read
+	exclude      []located[deception.AddrRange]
+	barred       []deception.AddrRange // what no decoy may have, joined and sorted
+	tagged       bool                  // vlan or vxlan: a network of its own on the parent
+}
+
+type subnetDraft struct {
+	prefix  located[netip.Prefix]
+	gateway located[netip.Addr]
+}
+
+type zoneDraft struct {
+	name, link located[string]
+	subnets    []located[netip.Prefix]
+	sound      bool // every subnet was read
+	allow      []deception.Allow
+}
+
+type serviceDraft struct {
+	name, zone, netns located[string]
+	addresses         []located[netip.Addr]
+	ports             []located[deception.PortRange]
+	sorted            []deception.PortRange // ports, by transport and number
+	aliases           []located[netip.Prefix]
+	soundAddresses    bool
+	soundPorts        bool
+}
+
+type decoyDraft struct {
+	name, segment, path located[string]
+	idle                located[time.Duration]
+	addresses           []located[deception.AddrRange]
+	sound               bool // every address was read
+	bind                []*bindDraft
+}
+
+type bindDraft struct {
+	service located[string]
+	ports   []located[deception.PortRange]
+	target  located[uint16]
+	blind   bool // there is a target, but not one to go by
+}
+
+const notOneMachine = "is not supported by this version; drop it, everything in the document belongs to the machine that runs it"
+
+func readDocument(root *node, r *report) *draft {
+	d := &draft{opaque: map[string]bool{}}
+	o := r.object(root, documentShape)
+	if o == nil {
+		d.opaque = map[string]bool{"segments": true, "zones": true, "services": true}
+		return d
+	}
+	if o.has("node") {
+		d.node = readOne(o, "node", parseNode)
+	}
+	if o.has("data") {
+		d.data = readOne(o, "data", parseDataDir)
+	}
+	d.readRecording(o)
+	for _, e := range o.objects("segments", segmentShape) {
+		d.segments = append(d.segments, readSegment(e))
+	}
+	for _, e := range o.objects("zones", zoneShape) {
+		d.zones = append(d.zones, readZone(e))
+	}
+	for _, e := range o.objects("services", serviceShape) {
+		d.services = append(d.services, readService(e))
+	}
+	for _, e := range o.objects("decoys", decoyShape) {
+		d.decoys = append(d.decoys, readDecoy(e))
+	}
+	for _, list := range []string{"segments", "zones", "services"} {
+		n := o.fields[list]
+		d.opaque[list] = n != nil && n.kind != kindList && n.kind != kindNull
+	}
+	readMachines(o)
+	return d
+}
+
+func (d *draft) readRecording(o *object) {
+	n := o.get("recording")
+	if n == nil {
+		return
+	}
+	rec := o.r.object(n, recordingShape)
+	d.retention = readOne(rec, "retention", durationIn("retention", time.Minute, 3650*24*time.Hour, "90d"))
+	if n := rec.get("heads"); n != nil {
+		d.heads = located[string]{n.text, n.text, n.at, true}
+	}
+}
+
+// readMachines checks what the document says about several machines, which
+// this version knows but does not build.
+func readMachines(o *object) {
+	for _, e := range o.objects("nodes", nodeShape) {
+		checkName(e)
+	}
+	for _, e := range o.objects("gateways", gatewayShape) {
+		checkName(e)
+		readOne(e, "node", parseNode)
+		readOne(e, "listen", parseListen)
+	}
+	for _, name := range []string{"nodes", "gateways"} {
+		if n := o.fields[name]; n != nil {
+			o.r.add(o.keyAt[name], "%s %s", name, notOneMachine)
+		}
+	}
+}
+
+// readNode checks the node key of an object inside the document.
+func readNode(o *object) {
+	if o.has("node") && readOne(o, "node", parseNode).ok {
+		o.r.add(o.keyAt["node"], "node: in a %s %s", o.shape.what, notOneMachine)
+	}
+}
+
+// checkName reads the name of an object. A bad name is kept all the same: what
+// refers to it is not wrong for that.
+func checkName(o *object) located[string] {
+	name := o.text("name")
+	if name.ok {
+		if fault := nameFault(name.v); fault != "" {
+			o.r.add(name.at, "%s", fault)
+		}
+	}
+	return name
+}
+
+func readSegment(o *object) *segmentDraft {
+	s := &segmentDraft{name: checkName(o), sound: true}
+	if s.name.v == deception.HostSegment {
+		o.r.add(s.name.at, "segment name %q is reserved for the machine's own addresses; another name, as office", s.name.v)
+	}
+	if o.has("parent") || !o.has("vxlan") { // a VXLAN segment stands on no NIC
+		s.parent = readOne(o, "parent", parseInterface)
+	}
+	for _, e := range o.objects("subnets", subnetShape) {
+		sub := subnetDraft{prefix: readOne(e, "prefix", parsePrefix)}
+		if e.has("gateway") {
+			sub.gateway = readOne(e, "gateway", parseGateway)
+		}
+		s.sound = s.sound && sub.prefix.ok
+		s.subnets = append(s.subnets, sub)
+	}
+	if n := o.fields["subnets"]; n == nil || n.kind != kindList || len(n.items) != len(s.subnets) {
+		s.sound = false
+	}
+	s.exclude, _ = readList(o, "exclude", parseRange)
+	if o.has("steering") {
+		s.steering = o.oneOf("steering", string(deception.SteeringAuto), string(deception.SteeringSKLookup), string(deception.SteeringTPROXY))
+	}
+	s.tagged = o.has("vlan") || o.has("vxlan")
+	readTags(o, cmp.Or(s.parent.v, "NIC"))
+	readNode(o)
+	return s
+}
+
+// readTags checks the keys of tagged and tunnelled segments, which this version
+// knows but does not build.
+func readTags(o *object, parent string) {
+	if n := o.get("vlan"); n != nil {
+		if _, err := parseNumber("vlan", n.text, 1, 4094); err != nil {
+			o.r.add(n.at, "%s", err)
+		} else {
+			o.r.add(o.keyAt["vlan"], "VLAN segments are not built by this version; make the interface (`ip link add link %s name %s.%s type vlan id %s`) and name it as parent",
+				parent, parent, n.text, n.text)
+		}
+	}
+	n := o.get("vxlan")
+	if n == nil {
+		return
+	}
+	if id := o.r.object(n, vxlanShape).get("vni"); id != nil {
+		if _, err := parseNumber("vni", id.text, 1, 1<<24-1); err != nil {
+			o.r.add(id.at, "%s", err)
+			return
+		}
+		o.r.add(o.keyAt["vxlan"], "VXLAN segments are not built by this version; name an interface of this machine as parent")
+	}
+}
+
+func readZone(o *object) *zoneDraft {
+	z := &zoneDraft{name: checkName(o)}
+	z.subnets, z.sound = readList(o, "subnet", parsePrefix)
+	z.sound = z.sound && o.has("subnet")
+	onePerFamily(o, "subnet", z.subnets, netip.Prefix.Addr)
+	if o.has("link") || !o.has("egress") { // the egress says where the link is
+		z.link = readOne(o, "link", parseInterface)
+	}
+	for _, e := range o.objects("allow", allowShape) {
+		to := readOne(e, "to", parseAllowTo)
+		ports, _ := readList(e, "ports", parsePorts)
+		checkPortsOnce(o.r, "this allow entry", ports)
+		z.allow = append(z.allow, deception.Allow{To: to.v, Ports: values(ports)})
+	}
+	if n := o.get("egress"); n != nil {
+		e := o.r.object(n, egressShape)
+		readOne(e, "node", parseNode)
+		readOne(e, "listen", parseListen)
+		o.r.add(o.keyAt["egress"], "egress is not supported by this version; drop it and name the zone's link, everything belongs to the machine that runs the document")
+	}
+	readNode(o)
+	return z
+}
+
+func readService(o *object) *serviceDraft {
+	s := &serviceDraft{name: checkName(o), zone: o.text("zone")}
+	s.addresses, s.soundAddresses = readList(o, "address", parseHostAddr)
+	s.soundAddresses = s.soundAddresses && o.has("address")
+	onePerFamily(o, "address", s.addresses, func(a netip.Addr) netip.Addr { return a })
+	s.ports, s.soundPorts = readList(o, "ports", parsePorts)
+	s.soundPorts = s.soundPorts && o.has("ports")
+	checkPortsOnce(o.r, o.label(), s.ports)
+	s.sorted = slices.SortedFunc(slices.Values(values(s.ports)), func(a, b deception.PortRange) int {
+		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
+	})
+	s.aliases, _ = readList(o, "aliases", parsePrefix)
+	onePerFamily(o, "aliases", s.aliases, netip.Prefix.Addr)
+	if o.has("netns") {
+		s.netns = readOne(o, "netns", parseNetns)
+	}
+	readNode(o)
+	return s
+}
+
+func readDecoy(o *object) *decoyDraft {
+	d := &decoyDraft{name: checkName(o), segment: o.text("segment")}
+	if d.segment.v == deception.HostSegment {
+		// Its addresses are another grammar ("any"); nothing to add about them.
+		o.r.add(d.segment.at, "listen mode (segment: host) is not part of this version; name a segment of the document")
+		d.segment.ok = false
+	} else {
+		d.addresses, d.sound = readList(o, "addresses", parseDecoyRange)
+		d.sound = d.sound && o.has("addresses")
+	}
+	for _, e := range o.objects("bind", bindShape) {
+		d.bind = append(d.bind, readBinding(e))
+	}
+	if o.has("path") {
+		d.path = o.oneOf("path", string(deception.PathRelay), string(deception.PathKernel))
+	}
+	if o.has("idle") {
+		d.idle = readOne(o, "idle", durationIn("idle", time.Second, 24*time.Hour, "30m"))
+	}
+	readNode(o)
+	return d
+}
+
+func readBinding(o *object) *bindDraft {
+	b := &bindDraft{service: o.text("service")}
+	b.ports, _ = readList(o, "ports", parsePorts)
+	if o.has("target") {
+		b.target = readOne(o, "target", parseTarget)
+	}
+	if !b.target.ok {
+		b.blind = o.has("target")
+		return b
+	}
+	if n := len(b.ports); n > 1 || n == 1 && b.ports[0].v.First != b.ports[0].v.Last {
+		o.r.add(b.target.at, "target %d for several ports (%s); one binding with its own target for each port", b.target.v, deception.JoinPorts(values(b.ports)))
+		b.target.ok, b.blind = false, true
+	}
+	return b
+}
+
+func parseDecoyRange(s string) (deception.AddrRange, error) {
+	if s == "any" {
+		return deception.AddrRange{}, fmt.Errorf("addresses: [any] is for the segment host only; the addresses themselves, as 192.0.2.100-192.0.2.150")
+	}
+	return parseRange(s)
+}
+
+// onePerFamily refuses a second value of the same address family.
+func onePerFamily[T any](o *object, name string, list []located[T], addr func(T) netip.Addr) {
+	seen := map[bool]bool{}
+	for _, v := range list {
+		four := addr(v.v).Is4()
+		if seen[four] {
+			o.r.add(v.at, "%s has a second %s entry; at most one IPv4 and one IPv6", name, family(four))
+		}
+		seen[four] = true
+	}
+}
+
+func family(four bool) string {
+	if four {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+func values[T any](list []located[T]) []T {
+	out := make([]T, len(list))
+	for i, v := range list {
+		out[i] = v.v
+	}
+	return out
+}
