@@ -78,9 +78,13 @@ const (
 	eventsARound = 256
 	sweepEvery   = int64(time.Second)
 	wakeSlot     = 0 // slot 0 is the loop's own eventfd
-	// edge is what flows are registered with. EPOLLRDHUP tells that FIN stands
-	// in the queue, which saves the read that would only find EAGAIN.
-	edge = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
+	// edgeIn is what an intruder's side is registered with, edgeInOut a
+	// service's, whose connect ends with EPOLLOUT, and any side that once would
+	// not take bytes: registered for writing from the start, every new socket
+	// would raise an event that says nothing. EPOLLRDHUP tells that FIN stands in
+	// the queue, which saves the read that would only find EAGAIN.
+	edgeIn    = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
+	edgeInOut = edgeIn | unix.EPOLLOUT
 )
 
 func newLoop(e *Engine) (*loop, error) {
@@ -101,7 +105,7 @@ func newLoop(e *Engine) (*loop, error) {
 		udp:    map[udpKey]*Flow{},
 		pipes:  pipePool{limit: 256},
 	}
-	if e := rawEpollAdd(ep, wake, unix.EPOLLIN, wakeSlot); e != 0 {
+	if e := rawEpoll(ep, unix.EPOLL_CTL_ADD, wake, unix.EPOLLIN, wakeSlot); e != 0 {
 		l.free()
 		return nil, fmt.Errorf("watch eventfd: %w", e)
 	}
@@ -364,7 +368,7 @@ func (l *loop) addListener(owner *Listener, fd int, t deception.Transport) error
 	l.slots[index].listener = &listener{Listener: owner, fd: fd, transport: t}
 	// Level triggered: a round takes a bounded number of connections and comes
 	// back for the rest after it has served the flows there are.
-	if e := rawEpollAdd(l.epoll, fd, unix.EPOLLIN, l.epollData(index, 0)); e != 0 {
+	if e := rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN, l.epollData(index, 0)); e != 0 {
 		l.releaseSlot(index)
 		return fmt.Errorf("watch listener: %w", e)
 	}

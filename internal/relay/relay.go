@@ -97,17 +97,18 @@ const (
 // side is one socket of a flow, as the source of one direction and the
 // destination of the other.
 type side struct {
-	fd      int
-	pending []byte // bytes read from the other side that this socket would not take yet
-	pipe    *pipe  // the same in splice mode: holds bytes meant for this socket
-	noDelay bool   // TCP_NODELAY is set
-	writes  bool   // something was written already
-	eof     bool   // FIN was read from this socket
-	shut    bool   // FIN was sent on this socket
-	hup     bool   // epoll said that FIN is in the receive queue
-	spliced bool   // what comes from it went through a pipe at least once
-	queued  bool   // on the loop's list of sides to read on
-	bytes   uint64 // payload read from this socket
+	fd         int
+	pending    []byte // bytes read from the other side that this socket would not take yet
+	pipe       *pipe  // the same in splice mode: holds bytes meant for this socket
+	noDelay    bool   // TCP_NODELAY is set
+	outWatched bool   // registered with EPOLLOUT
+	writes     bool   // something was written already
+	eof        bool   // FIN was read from this socket
+	shut       bool   // FIN was sent on this socket
+	hup        bool   // epoll said that FIN is in the receive queue
+	spliced    bool   // what comes from it went through a pipe at least once
+	queued     bool   // on the loop's list of sides to read on
+	bytes      uint64 // payload read from this socket
 }
 
 // Config is what an engine is made with. Zero values take the defaults.

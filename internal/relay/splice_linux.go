@@ -106,6 +106,7 @@ func (l *loop) drainPipe(f *Flow, i int) bool {
 		case errno == unix.EINTR:
 			continue
 		case errno == errAgain:
+			l.watchOut(f, i)
 			return false
 		case errno != 0:
 			l.reset(f, i)

@@ -116,9 +116,10 @@ func rawConnect(fd int, a netip.AddrPort, family int) unix.Errno {
 	return e
 }
 
-func rawEpollAdd(ep, fd int, events uint32, data uint64) unix.Errno {
+// rawEpoll is epoll_ctl(2).
+func rawEpoll(ep, op, fd int, events uint32, data uint64) unix.Errno {
 	ev := unix.EpollEvent{Events: events, Fd: int32(uint32(data)), Pad: int32(uint32(data >> 32))}
-	_, _, e := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), unix.EPOLL_CTL_ADD, uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
 	return e
 }
 

@@ -110,7 +110,8 @@ func (l *loop) open(f *Flow) {
 		l.openedUDP(f)
 		return
 	}
-	if errno := rawEpollAdd(l.epoll, fd, edge, l.epollData(f.index, Server)); errno != 0 {
+	f.side[Server].outWatched = true
+	if errno := rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, fd, edgeInOut, l.epollData(f.index, Server)); errno != 0 {
 		l.end(f, deception.EndOverload, true)
 	}
 }
@@ -160,7 +161,7 @@ func (l *loop) connected(f *Flow, events uint32) bool {
 	}
 	// Only now is the intruder's side watched: epoll reports at once what has
 	// come in meanwhile.
-	if errno := rawEpollAdd(l.epoll, f.side[Client].fd, edge, l.epollData(f.index, Client)); errno != 0 {
+	if errno := rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, f.side[Client].fd, edgeIn, l.epollData(f.index, Client)); errno != 0 {
 		l.end(f, deception.EndOverload, true)
 		return false
 	}
@@ -252,6 +253,7 @@ func (l *loop) write(f *Flow, i int, b []byte) bool {
 		switch {
 		case errno == errAgain:
 			to.pending = append(to.pending[:0], b...)
+			l.watchOut(f, i)
 			return false
 		case errno == unix.EINTR:
 			continue
@@ -262,6 +264,18 @@ func (l *loop) write(f *Flow, i int, b []byte) bool {
 		b = b[n:]
 	}
 	return true
+}
+
+// watchOut has epoll tell when side i takes bytes again. It looks at once, so
+// that nothing is missed.
+func (l *loop) watchOut(f *Flow, i int) {
+	to := &f.side[i]
+	if to.outWatched {
+		return
+	}
+	to.outWatched = true
+	// It cannot fail: the socket is registered, and nothing is allocated.
+	rawEpoll(l.epoll, unix.EPOLL_CTL_MOD, to.fd, edgeInOut, l.epollData(f.index, i))
 }
 
 // noDelay switches Nagle's algorithm off before the second write: the first

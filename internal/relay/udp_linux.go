@@ -104,7 +104,7 @@ func (l *loop) openedUDP(f *Flow) {
 		errno = rawConnect(fd, f.Session.Source, family)
 	}
 	for i := 0; i < len(f.side) && errno == 0; i++ {
-		errno = rawEpollAdd(l.epoll, f.side[i].fd, unix.EPOLLIN|unix.EPOLLET&0xffffffff, l.epollData(f.index, i))
+		errno = rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, f.side[i].fd, unix.EPOLLIN|unix.EPOLLET&0xffffffff, l.epollData(f.index, i))
 	}
 	if errno != 0 {
 		l.end(f, deception.EndOverload, false)
