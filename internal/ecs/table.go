@@ -1,0 +1,217 @@
+package ecs
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"decoynet/deception"
+)
+
+// TableOptions say how a table looks.
+type TableOptions struct {
+	Wide     bool
+	Location *time.Location   // of times; nil stands for time.Local
+	Now      func() time.Time // for the age of running sessions; nil stands for time.Now
+}
+
+// Table writes sessions as plain text in columns: no colours, no frames, so
+// that it reads the same in a terminal, a file and grep. The header is written
+// once. A column is as wide as the widest cell so far; what was written already
+// stays as it is.
+type Table struct {
+	w       io.Writer
+	opts    TableOptions
+	columns []column
+	widths  []int
+	pending [][]string
+	begun   bool
+}
+
+// pendingRows are looked at together to find the columns' widths.
+const pendingRows = 500
+
+// excerpt is how many columns the first bytes of a side may take.
+const excerpt = 60
+
+type column struct {
+	title string
+	width int // for which the column is prepared
+	right bool
+	cell  func(*Table, *deception.Session) string
+}
+
+var narrow = []column{
+	{"TIME", 23, false, (*Table).time},
+	{"SOURCE", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.Source) }},
+	{"DECOY", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.Destination) }},
+	{"SERVICE", 8, false, func(_ *Table, s *deception.Session) string { return name(s.Service) }},
+	{"STATE", 14, false, state},
+	{"BYTES", 9, true, func(_ *Table, s *deception.Session) string {
+		return size(s.SourceBytes) + "/" + size(s.DestinationBytes)
+	}},
+	{"DURATION", 8, true, (*Table).duration},
+}
+
+var wide = append(append([]column{{"ID", 36, false, func(_ *Table, s *deception.Session) string { return s.ID.String() }}}, narrow...),
+	column{"SEEN AS", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.SourceNAT) }},
+	column{"SERVICE ADDRESS", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.DestinationNAT) }},
+	column{"TRANSPORT", 9, false, func(_ *Table, s *deception.Session) string { return s.Transport.String() }},
+	column{"DECOY NAME", 10, false, func(_ *Table, s *deception.Session) string { return name(s.Decoy) }},
+	column{"SEGMENT", 8, false, func(_ *Table, s *deception.Session) string { return name(s.Segment) }},
+	column{"PATH", 6, false, func(_ *Table, s *deception.Session) string { return name(string(s.Path)) }},
+	column{"SOURCE MODE", 11, false, func(_ *Table, s *deception.Session) string { return s.SourceMode.String() }},
+	column{"COMMUNITY ID", 30, false, func(_ *Table, s *deception.Session) string {
+		return CommunityID(s.Transport, s.Source, s.Destination)
+	}},
+	column{"SENT", 10, false, func(_ *Table, s *deception.Session) string { return Printable(s.SourceHead, excerpt) }},
+	column{"RECEIVED", 10, false, func(_ *Table, s *deception.Session) string { return Printable(s.DestinationHead, excerpt) }},
+)
+
+// NewTable returns a table to w. Call Flush when no more sessions come for now.
+func NewTable(w io.Writer, opts TableOptions) *Table {
+	if opts.Location == nil {
+		opts.Location = time.Local
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	t := &Table{w: w, opts: opts, columns: narrow}
+	if opts.Wide {
+		t.columns = wide
+	}
+	t.widths = make([]int, len(t.columns))
+	for i, c := range t.columns {
+		t.widths[i] = max(c.width, len(c.title))
+	}
+	return t
+}
+
+// Write adds the session as a row, which may wait for Flush.
+func (t *Table) Write(s *deception.Session) error {
+	row := make([]string, len(t.columns))
+	for i, c := range t.columns {
+		if row[i] = c.cell(t, s); row[i] == "" {
+			row[i] = "-"
+		}
+	}
+	t.pending = append(t.pending, row)
+	if len(t.pending) == pendingRows {
+		return t.Flush()
+	}
+	return nil
+}
+
+// Flush writes the rows that wait, and the header where there was none yet.
+func (t *Table) Flush() error {
+	for _, row := range t.pending {
+		for i, cell := range row {
+			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var out strings.Builder
+	if !t.begun {
+		header := make([]string, len(t.columns))
+		for i, c := range t.columns {
+			header[i] = c.title
+		}
+		t.line(&out, header)
+	}
+	for _, row := range t.pending {
+		t.line(&out, row)
+	}
+	t.begun, t.pending = true, t.pending[:0]
+	if _, err := io.WriteString(t.w, out.String()); err != nil {
+		return fmt.Errorf("write table: %w", err)
+	}
+	return nil
+}
+
+func (t *Table) line(out *strings.Builder, row []string) {
+	for i, cell := range row {
+		pad := strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(cell))
+		if i > 0 {
+			out.WriteString("  ")
+		}
+		switch {
+		case t.columns[i].right:
+			out.WriteString(pad + cell)
+		case i == len(row)-1:
+			out.WriteString(cell)
+		default:
+			out.WriteString(cell + pad)
+		}
+	}
+	out.WriteByte('\n')
+}
+
+func (t *Table) time(s *deception.Session) string {
+	return s.Start.In(t.opts.Location).Format("2006-01-02 15:04:05.000")
+}
+
+func (t *Table) duration(s *deception.Session) string {
+	if s.Running() {
+		return span(t.opts.Now().Sub(s.Start))
+	}
+	return span(s.End.Sub(s.Start))
+}
+
+func state(_ *Table, s *deception.Session) string {
+	if s.Running() {
+		return "running"
+	}
+	if s.Reason == deception.EndNone {
+		return "ended"
+	}
+	return s.Reason.String()
+}
+
+func endpoint(a netip.AddrPort) string {
+	if !a.Addr().IsValid() {
+		return ""
+	}
+	return name(a.String()) // a zone is a name too
+}
+
+// size writes a number of bytes in at most four digits: 999, 1.5k, 12k, 3.4M.
+func size(n uint64) string {
+	if n < 1000 {
+		return strconv.FormatUint(n, 10)
+	}
+	f := float64(n)
+	for _, unit := range "kMGTPE" {
+		f /= 1000
+		switch {
+		case f < 9.95:
+			return fmt.Sprintf("%.1f%c", f, unit)
+		case f < 999.5:
+			return fmt.Sprintf("%.0f%c", f, unit)
+		}
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// span writes a duration in the unit that fits it.
+func span(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < time.Millisecond:
+		return fmt.Sprintf("%dus", d.Microseconds())
+	case d < 100*time.Millisecond:
+		return fmt.Sprintf("%.1fms", d.Seconds()*1000)
+	case d < time.Second:
+		return fmt.Sprintf("%dms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1fs", d.Truncate(100*time.Millisecond).Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 24*time.Hour:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+}

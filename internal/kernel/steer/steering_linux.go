@@ -1,0 +1,147 @@
+package steer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"decoynet/deception"
+)
+
+// backend is the kernel's side of steering.
+type backend interface {
+	// apply writes the change and keeps cur true to what the kernel holds,
+	// whatever happens. It returns the number of entries written.
+	apply(ctx context.Context, cur *state, c change) (int, error)
+	close() error
+}
+
+// Steering steers one namespace. Its methods may be called concurrently.
+type Steering struct {
+	mode deception.Steering
+	lim  limits
+
+	mu      sync.Mutex // guards what follows
+	sockets *sockets
+	backend backend // nil once closed
+	state   *state
+}
+
+// Open opens the sockets and puts steering into the namespace, nothing bound
+// yet. SteeringAuto takes sk_lookup, and TPROXY where sk_lookup cannot be had for
+// whatever reason; Probe tells which. The error matches ErrNotSupported where the
+// kernel lacks the mechanism asked for, or both.
+func Open(ns Namespace, cfg Config) (*Steering, error) {
+	return open(ns, cfg, defaultLimits)
+}
+
+func open(ns Namespace, cfg Config, lim limits) (*Steering, error) {
+	switch cfg.Mode {
+	case deception.SteeringSKLookup, deception.SteeringTPROXY:
+		return openMode(ns, cfg, lim)
+	case deception.SteeringAuto, "":
+	default:
+		return nil, fmt.Errorf("unknown steering %q", cfg.Mode)
+	}
+	var errs []error
+	for _, mode := range []deception.Steering{deception.SteeringSKLookup, deception.SteeringTPROXY} {
+		cfg.Mode = mode
+		s, err := openMode(ns, cfg, lim)
+		if err == nil {
+			return s, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func openMode(ns Namespace, cfg Config, lim limits) (*Steering, error) {
+	s := &Steering{mode: cfg.Mode, lim: lim, state: newState()}
+	backlog := cfg.Backlog
+	if backlog <= 0 {
+		backlog = 4096
+	}
+	err := ns.Do(func() (err error) {
+		s.sockets, err = openSockets(cfg.Mode, max(cfg.Sockets, 1), backlog)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open steering sockets in namespace %s: %w", ns.Name(), err)
+	}
+	if cfg.Mode == deception.SteeringSKLookup {
+		s.backend, err = backendOf(openSKLookup(ns, s.sockets, lim))
+	} else {
+		s.backend, err = backendOf(openTPROXY(ns, s.sockets))
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.sockets.close())
+	}
+	return s, nil
+}
+
+// backendOf keeps a nil pointer from becoming an interface that is not nil.
+func backendOf[B backend](b B, err error) (backend, error) {
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Mode returns the mechanism in use.
+func (s *Steering) Mode() deception.Steering { return s.mode }
+
+// TCP returns the listeners. They are nonblocking and close-on-exec, and stay
+// Steering's: Close closes them, and no call may use them by then. The name of an accepted socket (getsockname) is
+// the decoy's address and port; an IPv4 address comes in mapped form.
+func (s *Steering) TCP() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.sockets.tcp)
+}
+
+// UDP returns the UDP sockets, under the same terms. A datagram's destination
+// comes in its control messages, see OriginalDst. A socket of the caller's own
+// that is bound to that destination and connected to the sender gets all further
+// datagrams of the pair.
+func (s *Steering) UDP() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.sockets.udp)
+}
+
+// Apply makes the groups the whole of what is steered. Groups at fault do not
+// block the others: the error joins a GroupError for each, which may match
+// ErrInvalid or ErrFull. After any error a further Apply goes on from what is
+// really there.
+func (s *Steering) Apply(ctx context.Context, groups []Group) (Status, error) {
+	want, faults := compile(groups, s.lim)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.backend == nil {
+		return Status{Mode: s.mode}, ErrClosed
+	}
+	writes, err := s.backend.apply(ctx, s.state, plan(s.state, want))
+	errs := []error{err}
+	for _, f := range faults {
+		errs = append(errs, f)
+	}
+	err = errors.Join(errs...)
+	status := s.state.status()
+	status.Mode, status.Writes, status.Failed = s.mode, writes, failedGroups(err)
+	return status, err
+}
+
+// Close takes steering out of the namespace, then closes the sockets.
+// Connections that were accepted go on. A second Close does nothing.
+func (s *Steering) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.backend == nil {
+		return nil
+	}
+	err := errors.Join(s.backend.close(), s.sockets.close())
+	s.backend, s.state = nil, nil
+	return err
+}
