@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -269,4 +270,13 @@ func TestInvalidDocument(t *testing.T) {
 			t.Errorf("%v said %q, want %q in it", args, out, want)
 		}
 	}
+}
+
+func (s *session) reader() { s.r = bufio.NewReader(s.conn) }
+
+// fileConn makes a net.Conn of a connected socket and takes it over.
+func fileConn(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	return net.FileConn(f)
 }

@@ -8,6 +8,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,7 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"decoynet/internal/lab"
+	"decoynet/internal/lab/labtest"
 )
 
 // binary is the program under test, built once.
@@ -40,7 +44,54 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build decoynet: %v\n%s", err, out)
 		return 1
 	}
-	return m.Run()
+	before, err := hostMarks()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := m.Run()
+	if err := leftovers(before); err != nil {
+		fmt.Fprintln(os.Stderr, "after the tests:", err)
+		code = max(code, 1)
+	}
+	return code
+}
+
+// hostMarks lists what carries decoynet's mark on the machine that runs the
+// tests, which is none of the lab's: whatever turns up here went astray.
+func hostMarks() (string, error) {
+	const script = `ip -o link show | grep "alias decoynet"
+ip -4 rule show | grep "proto 142"
+ip -6 rule show | grep "proto 142"
+ip -4 route show table all proto 142
+ip -6 route show table all proto 142
+ls /run/netns 2>/dev/null | grep ^decoynet-
+nft list tables | grep "inet decoynet"
+true`
+	out, err := exec.Command("sh", "-c", script).Output()
+	if err != nil {
+		return "", fmt.Errorf("look for decoynet's objects on this machine: %w", err)
+	}
+	return string(out), nil
+}
+
+// leftovers says what the tests left on this machine or in this process.
+func leftovers(before string) error {
+	var errs []error
+	if now, err := hostMarks(); err != nil || now != before {
+		errs = append(errs, err, fmt.Errorf("objects of decoynet on this machine:\n%s\nbefore:\n%s", now, before))
+	}
+	labs, err := lab.List()
+	errs = append(errs, err)
+	for _, l := range labs {
+		if l.Owner == os.Getpid() {
+			errs = append(errs, fmt.Errorf("lab %s is still up", l.Name))
+		}
+	}
+	if err := goleak.Find(); err != nil {
+		errs = append(errs, fmt.Errorf("goroutines are left: %w", err))
+	}
+	return errors.Join(errs...)
 }
 
 // office is the demo's network with decoynet running on its gateway.
@@ -48,17 +99,30 @@ type office struct {
 	t *testing.T
 	lab.Topology
 	data, file string
-	process    *lab.Process
+	*daemon
+}
+
+// daemon is the decoynet that runs in an office; views of one office share it.
+type daemon struct {
+	process *lab.Process
 }
 
 // newOffice builds the network; decoynet does not run yet.
 func newOffice(t *testing.T) *office {
 	t.Helper()
-	l, top, err := lab.Office(t.Context(), "", nil)
-	check(t, err)
-	t.Cleanup(func() { check(t, l.Close()) })
+	_, top := labtest.Office(t)
 	dir := t.TempDir()
-	return &office{t: t, Topology: top, data: filepath.Join(dir, "data"), file: filepath.Join(dir, "decoynet.yaml")}
+	return &office{
+		t: t, Topology: top, daemon: &daemon{},
+		data: filepath.Join(dir, "data"), file: filepath.Join(dir, "decoynet.yaml"),
+	}
+}
+
+// in returns the office as a subtest sees it: failures are the subtest's.
+func (o *office) in(t *testing.T) *office {
+	view := *o
+	view.t = t
+	return &view
 }
 
 func check(t testing.TB, err error) {
@@ -126,6 +190,7 @@ type nodeStatus struct {
 	Problems []string
 	Segments []struct {
 		Name, Steering, MAC string
+		Addresses           int
 		OpenPorts           int `json:"open_ports"`
 	}
 	Zones []struct {
@@ -140,7 +205,9 @@ type nodeStatus struct {
 	}
 	Recording struct {
 		Queued, Written, Lost int
+		LostStarts            int    `json:"lost_starts"`
 		FailingSince          string `json:"failing_since"`
+		LastError             string `json:"last_error"`
 	}
 }
 
