@@ -13,6 +13,7 @@ func (c *checker) checkSegments() {
 	lans := map[string][]span[netip.Addr]{}
 	owner := 0
 	for _, s := range c.d.segments {
+		c.checkOneGateway(s)
 		for _, sub := range s.subnets {
 			c.checkGateway(sub)
 			if !sub.prefix.ok || s.tagged {
@@ -36,6 +37,25 @@ func (c *checker) checkSegments() {
 			}
 			c.add(x.at, "subnet %s overlaps %s %s (line %d); subnets of one network must be apart", x.text, x.first.text, where, x.first.at.line)
 		}
+	}
+}
+
+// checkOneGateway wants one way out a family: a segment has one routing table,
+// and a reply that leaves by another subnet's gateway may never arrive.
+func (c *checker) checkOneGateway(s *segmentDraft) {
+	first := map[bool]subnetDraft{}
+	for _, sub := range s.subnets {
+		four := sub.gateway.v.Is4()
+		if !sub.gateway.ok || !sub.prefix.ok || sub.prefix.v.Addr().Is4() != four {
+			continue
+		}
+		other, second := first[four]
+		if !second {
+			first[four] = sub
+			continue
+		}
+		c.add(sub.gateway.at, "a second %s gateway, after %s (line %d); one for a family, or a segment for each subnet",
+			family(four), other.gateway.v, other.gateway.at.line)
 	}
 }
 

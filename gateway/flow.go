@@ -104,6 +104,9 @@ func (g *Gateway) Close(f *relay.Flow) {
 	if s.Transport == deception.UDP && s.SourceMode == deception.SourceKept && s.SourceNAT.IsValid() {
 		g.tuples.release(udpTuple{s.Source, s.DestinationNAT})
 	}
+	if g.noHeads.Load() {
+		s.SourceHead, s.DestinationHead = nil, nil
+	}
 	if s.Reason == deception.EndRefused {
 		g.cfg.Suspect(s.Service)
 	}

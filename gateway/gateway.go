@@ -36,7 +36,8 @@ type Gateway struct {
 	ids    idSource
 	tuples udpTuples
 
-	moved atomic.Uint64
+	noHeads atomic.Bool
+	moved   atomic.Uint64
 }
 
 // New returns a gateway with an empty table.
@@ -51,6 +52,10 @@ func New(cfg Config) *Gateway {
 
 // SetTable makes t the table that new flows are led by. Flows that run go on.
 func (g *Gateway) SetTable(t *deception.Table) { g.table.Store(t) }
+
+// KeepHeads says whether sessions are recorded with the first bytes of each
+// side. They are until told otherwise.
+func (g *Gateway) KeepHeads(keep bool) { g.noHeads.Store(!keep) }
 
 // Table returns the table in use.
 func (g *Gateway) Table() *deception.Table { return g.table.Load() }

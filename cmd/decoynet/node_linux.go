@@ -22,8 +22,14 @@ import (
 	"decoynet/internal/store"
 )
 
-// retryEvery is the pause between attempts to mend what could not be applied.
-const retryEvery = 2 * time.Second
+const (
+	// retryEvery is the pause between attempts to mend what could not be
+	// applied: the parent NIC may be back, a service's namespace there at last.
+	retryEvery = 2 * time.Second
+	// driftEvery is how often everything is compared with the kernel, for what
+	// others have changed. It writes nothing where nothing differs.
+	driftEvery = 10 * time.Second
+)
 
 // node is one machine with its roles: agent, ingress and egress in one process,
 // so that a hop between them is a function call.
@@ -51,7 +57,7 @@ type node struct {
 }
 
 func newNode(file, data string, doc *config.Document, log *slog.Logger) (*node, error) {
-	n := &node{file: file, data: data, log: log, started: time.Now(), doc: doc, healthChanged: make(chan struct{}, 1)}
+	n := &node{file: file, data: data, log: log, started: time.Now(), doc: doc, revision: revision(file), healthChanged: make(chan struct{}, 1)}
 	var err error
 	if n.recorder, err = store.OpenRecorder(store.RecorderConfig{Path: databasePath(data), Retain: doc.Options.Retention}); err != nil {
 		return nil, fmt.Errorf("open session store: %w", err)
@@ -93,6 +99,7 @@ func (n *node) apply(ctx context.Context, doc *config.Document) error {
 	errs := []error{n.zones.Apply(ctx, state)}
 	errs = append(errs, n.applyHostRoutes(ctx, state))
 	n.checker.Watch(ctx, health.PortsOf(state))
+	n.gateway.KeepHeads(doc.Options.Heads)
 	n.gateway.SetTable(table)
 	errs = append(errs, n.agent.Apply(ctx, state, table, n.checker.Up))
 	errs = append(errs, n.applyHostRoutes(ctx, state)) // now with the links of the kernel path
@@ -101,7 +108,7 @@ func (n *node) apply(ctx context.Context, doc *config.Document) error {
 	err := errors.Join(errs...)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.doc, n.revision, n.problem, n.applied = doc, revision(n.file), err, true
+	n.doc, n.problem, n.applied = doc, err, true
 	return err
 }
 
@@ -132,20 +139,27 @@ func (n *node) refresh(ctx context.Context) {
 	defer n.applying.Unlock()
 	if err := n.agent.Refresh(ctx, n.checker.Up); err != nil {
 		n.log.Error("open and close ports", "error", err)
+		n.mu.Lock()
+		n.problem = err // and so tried again
+		n.mu.Unlock()
 	}
 }
 
-// retry applies again while something is not as it should be: the parent NIC
-// may be back, a namespace of a service there at last.
-func (n *node) retry(ctx context.Context) {
+// mend applies the document again: soon while something is not as it should
+// be, now and then otherwise.
+func (n *node) mend(ctx context.Context, turn int) {
 	n.mu.Lock()
 	doc, problem := n.doc, n.problem
 	n.mu.Unlock()
-	if problem == nil {
+	if problem == nil && turn%int(driftEvery/retryEvery) != 0 {
 		return
 	}
-	if err := n.apply(ctx, doc); err == nil {
+	err := n.apply(ctx, doc)
+	switch {
+	case err == nil && problem != nil:
 		n.log.Info("everything is applied now")
+	case err != nil && (problem == nil || err.Error() != problem.Error()):
+		n.log.Error("not everything could be applied", "error", err)
 	}
 }
 
@@ -161,10 +175,25 @@ func (n *node) reload(ctx context.Context) error {
 	for _, change := range config.Diff(&old.State, &doc.State) {
 		n.log.Info("change", "what", change.String())
 	}
+	n.warnFixed(old, doc)
+	n.setRevision(revision(n.file))
 	if err := n.apply(ctx, doc); err != nil {
 		return fmt.Errorf("applied, but not in full: %w", err)
 	}
 	return nil
+}
+
+// warnFixed names what a running process cannot change.
+func (n *node) warnFixed(old, now *config.Document) {
+	if old.State.Node != now.State.Node || old.Options.Data != now.Options.Data || old.Options.Retention != now.Options.Retention {
+		n.log.Warn("node, data and recording.retention are taken at the start only; restart decoynet for the new ones")
+	}
+}
+
+func (n *node) setRevision(revision string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.revision = revision
 }
 
 // close ends all flows and leaves nothing of ours in the kernel. It works on a

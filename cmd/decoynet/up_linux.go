@@ -84,7 +84,9 @@ func up(ctx context.Context, file, data string, doc *config.Document, log *slog.
 	if s := n.status(ctx); s.Ready {
 		log.Info("ready", "revision", s.Revision, "node", s.Node)
 	}
-	for ctx.Err() == nil {
+	ticker := time.NewTicker(retryEvery)
+	defer ticker.Stop()
+	for turn := 1; ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 		case <-hup:
@@ -93,8 +95,9 @@ func up(ctx context.Context, file, data string, doc *config.Document, log *slog.
 			}
 		case <-n.healthChanged:
 			n.refresh(ctx)
-		case <-time.After(retryEvery):
-			n.retry(ctx)
+		case <-ticker.C:
+			n.mend(ctx, turn)
+			turn++
 		}
 	}
 	log.Info("shutting down")
