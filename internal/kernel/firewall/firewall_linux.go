@@ -1,0 +1,171 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// TableName is the name of our table; its family is always inet.
+const TableName = "decoynet"
+
+// LogGroup is the nflog group that packets denied to a zone are sampled to. A
+// packet's prefix is "decoynet zone=NAME ".
+const LogGroup = 5142
+
+const (
+	// MarkTag in the upper half of a packet or connection mark says that the
+	// mark is ours; the lower half is the segment's index.
+	MarkTag uint32 = 0x0dec0000
+	// MarkMask selects the tag.
+	MarkMask uint32 = 0xffff0000
+	// MarkSelf on a socket (SO_MARK) says that the gateway opened it for itself:
+	// UDP answers to such a socket are let out of a zone. No segment has its
+	// index, so no routing rule matches it.
+	MarkSelf uint32 = MarkTag | 0xffff
+)
+
+// ErrInvalid is wrapped by the errors about a desired state that cannot be
+// written as rules; the kernel was not touched.
+var ErrInvalid = errors.New("invalid firewall state")
+
+// Namespace is the network namespace that rules are written in.
+type Namespace interface {
+	FD() int
+	Do(func() error) error
+	Name() string
+}
+
+// Status says what an Apply found and did.
+type Status struct {
+	// Changed is false where the kernel already held the desired state.
+	Changed bool
+	// Added and Deleted count rules, set elements and named objects.
+	Added, Deleted int
+}
+
+func (s Status) plus(o Status) Status {
+	return Status{Changed: s.Changed || o.Changed, Added: s.Added + o.Added, Deleted: s.Deleted + o.Deleted}
+}
+
+// Counter is how much a rule has seen since it was made.
+type Counter struct {
+	Packets, Bytes uint64
+}
+
+// Table names a table of ours.
+type Table struct {
+	Family, Name string
+}
+
+// Owned lists the tables of ours that the namespace holds: TableName and, of
+// other parts of decoynet, those whose names begin with it and a hyphen.
+func Owned(ns Namespace) ([]Table, error) {
+	conn, err := open(ns)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, wrap("list tables", ns, err)
+	}
+	var out []Table
+	for _, t := range tables {
+		if t.Name == TableName || strings.HasPrefix(t.Name, TableName+"-") {
+			out = append(out, Table{Family: "inet", Name: t.Name})
+		}
+	}
+	return out, nil
+}
+
+// Remove deletes the tables that Owned lists, with all they hold, and nothing
+// else. It is no error if there is none.
+func Remove(ns Namespace) error {
+	state := lock(ns)
+	defer state.unlock()
+	tables, err := Owned(ns)
+	if err != nil || len(tables) == 0 {
+		return err
+	}
+	conn, err := open(ns)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range tables {
+		conn.DelTable(&nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet})
+		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, wrap("delete table "+t.Name, ns, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Scopes: the first word of the names of the objects that one Apply owns.
+const (
+	zoneScope       = "zone"
+	segmentScope    = "segment"
+	kernelPathScope = "kernel-path"
+)
+
+// Denied returns, for each zone, what its services tried to send and were
+// not allowed to.
+func Denied(ctx context.Context, ns Namespace) (map[string]Counter, error) {
+	return counters(ctx, ns, zoneScope+"-")
+}
+
+// DeniedSegments returns, for each segment's host-side link, what came out of the
+// segment's namespace towards anything but a declared service.
+func DeniedSegments(ctx context.Context, ns Namespace) (map[string]Counter, error) {
+	return counters(ctx, ns, segmentScope+"-")
+}
+
+func ourTable() *nftables.Table {
+	return &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+}
+
+// socketBuffer is enough for one transaction of several hundred thousand set
+// elements, with the acknowledgements of its messages.
+const socketBuffer = 64 << 20
+
+// transactionTimeout bounds one exchange with the kernel: a batch whose
+// commit fails is answered by one message only, and a reader that expects one
+// per request would wait for ever.
+const transactionTimeout = 30 * time.Second
+
+func open(ns Namespace) (*nftables.Conn, error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(
+			c.SetReadBuffer(socketBuffer),
+			c.SetWriteBuffer(socketBuffer),
+			c.SetDeadline(time.Now().Add(transactionTimeout)),
+		)
+	}))
+	return conn, wrap("open netlink socket", ns, err)
+}
+
+func tableExists(conn *nftables.Conn) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, err
+	}
+	for _, t := range tables {
+		if t.Name == TableName {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func wrap(what string, ns Namespace, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s in namespace %s: %w", what, ns.Name(), err)
+}

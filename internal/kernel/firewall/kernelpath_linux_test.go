@@ -1,0 +1,505 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"decoynet/deception"
+	"decoynet/internal/kernel/conntrack"
+)
+
+// pathLab is an intruder on a segment's LAN, the segment's namespace, and the
+// zone behind the gateway host:
+//
+//	intruder -- lan0 seg up0 -- dnv-1 gw br-linux -- svc
+type pathLab struct {
+	*zoneLab
+	intruder, seg *testNS
+}
+
+const (
+	decoy4 = "192.168.32.100"
+	decoy6 = "fd32::100"
+	user4  = "192.168.32.9"
+	user6  = "fd32::9"
+)
+
+func newPathLab(t *testing.T) *pathLab {
+	t.Helper()
+	l := &pathLab{zoneLab: newZoneLab(t), intruder: newNS(t, "int"), seg: newNS(t, "seg")}
+	connect(t, l.intruder, "eth0", l.seg, "lan0")
+	connect(t, l.gw, "dnv-1", l.seg, "up0")
+	l.intruder.exec(`ip addr add 192.168.32.9/24 dev eth0; ip addr add fd32::9/64 dev eth0 nodad
+		ip -6 route add fd32::100 via fd32::1; ip -6 route add fd32::101 via fd32::1
+		ip -6 route add default via fd32::1; ip route add default via 192.168.32.1`)
+	l.seg.exec(`sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+		ip addr add 192.168.32.1/24 dev lan0; ip addr add fd32::1/64 dev lan0 nodad
+		ip route add local 192.168.32.100/31 dev lo; ip -6 route add local fd32::100/127 dev lo
+		ip addr add 100.64.0.2/30 dev up0; ip addr add fd64::2/64 dev up0 nodad
+		ip route add default via 100.64.0.1; ip -6 route add default via fd64::1`)
+	// The check of a source asks for the way back as if from the zone's link,
+	// where every address is local.
+	l.gw.exec(`sysctl -qw net.ipv4.conf.dnv-1.accept_local=1
+		ip addr add 100.64.0.1/30 dev dnv-1; ip addr add fd64::1/64 dev dnv-1 nodad
+		ip rule add fwmark 0x0dec0001 lookup 14301 pref 14210; ip route add default via 100.64.0.2 dev dnv-1 table 14301
+		ip -6 rule add fwmark 0x0dec0001 lookup 14301 pref 14210; ip -6 route add default via fd64::2 dev dnv-1 table 14301
+		ip route add 10.9.0.0/16 via 10.1.0.2; ip -6 route add fd09::/64 via fd01::2`)
+	l.svc.exec(`ip route add local 10.9.0.0/16 dev lo; ip -6 route add local fd09::/64 dev lo
+		sysctl -qw net.ipv6.ip_nonlocal_bind=1`)
+	return l
+}
+
+func redirectTo(t deception.Transport, decoy, service string) Redirect {
+	return Redirect{Transport: t, Decoy: netip.MustParseAddrPort(decoy), Service: netip.MustParseAddrPort(service)}
+}
+
+func (l *pathLab) path(reply Reply) KernelPath {
+	k := KernelPath{Index: 1, HostLink: "dnv-1", Reply: reply, Idle: time.Minute}
+	v4, v6 := "10.1.0.2", "fd01::2"
+	if reply == ReplyByAlias {
+		k.Aliases = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd09::/64")}
+		v4, v6 = "10.9.0.1", "fd09::1"
+	}
+	k.Redirects = []Redirect{
+		redirectTo(deception.TCP, decoy4+":2080", v4+":80"),
+		redirectTo(deception.TCP, "["+decoy6+"]:2080", "["+v6+"]:80"),
+		redirectTo(deception.UDP, decoy4+":2161", v4+":161"),
+		redirectTo(deception.UDP, "["+decoy6+"]:2161", "["+v6+"]:161"),
+		redirectTo(deception.TCP, decoy4+":2009", v4+":9"), // refused by the service
+		redirectTo(deception.UDP, decoy4+":2009", v4+":9"),
+	}
+	return k
+}
+
+func (l *pathLab) apply(t *testing.T, k KernelPath) Status {
+	t.Helper()
+	s, err := ApplyKernelPath(context.Background(), l.gw, l.seg, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (l *pathLab) serve(t *testing.T) {
+	t.Helper()
+	l.svc.listenTCP(":80", false, tellPeer)
+	// UDP answers from the address that was asked only when bound to it.
+	for _, a := range []string{"10.1.0.2:161", "10.9.0.1:161", "[fd01::2]:161", "[fd09::1]:161"} {
+		l.svc.listenUDP(a, false)
+	}
+}
+
+func testReplies(t *testing.T, f func(t *testing.T, reply Reply)) {
+	t.Run("mark", func(t *testing.T) { f(t, ReplyByMark) })
+	t.Run("alias", func(t *testing.T) { f(t, ReplyByAlias) })
+}
+
+func TestKernelPathEndToEnd(t *testing.T) {
+	testReplies(t, func(t *testing.T, reply Reply) {
+		l := newPathLab(t)
+		l.serve(t)
+		mustApplyZones(t, l.gw, linuxZone)
+		l.apply(t, l.path(reply))
+		for _, tc := range []struct{ network, local, decoy string }{
+			{"tcp", user4 + ":5001", decoy4 + ":2080"},
+			{"tcp", "[" + user6 + "]:5001", "[" + decoy6 + "]:2080"},
+			{"udp", user4 + ":5001", decoy4 + ":2161"},
+			{"udp", "[" + user6 + "]:5001", "[" + decoy6 + "]:2161"},
+		} {
+			c, err := l.intruder.dial(tc.network, tc.local, tc.decoy, false, 0)
+			if err != nil {
+				t.Errorf("%s %s: %v\n%s", tc.network, tc.decoy, err, l.gw.exec("nft list table inet decoynet"))
+				continue
+			}
+			peer, err := ask(c, "3000")
+			if peer, _, _ = strings.Cut(peer, "\n"); err != nil || peer != tc.local {
+				t.Errorf("%s %s: the service saw %q (%v), want %s", tc.network, tc.decoy, peer, err, tc.local)
+			}
+		}
+		// What is not bound is refused as by a plain host, and what the
+		// service refuses too.
+		for _, addr := range []string{decoy4 + ":81", decoy4 + ":2009", "[" + decoy6 + "]:81"} {
+			for _, network := range []string{"tcp", "udp"} {
+				c, err := l.intruder.dial(network, "", addr, false, 0)
+				if err == nil {
+					_, err = ask(c, "hello")
+				}
+				if !errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("%s %s: %v, want ECONNREFUSED", network, addr, err)
+				}
+			}
+		}
+		if n := l.denied(t); n != 0 {
+			t.Errorf("%d packets of the kernel path were denied", n)
+		}
+		host := l.gw.exec("nft list table inet decoynet")
+		if tracked := strings.Contains(host, "ct "); tracked != (reply == ReplyByMark) {
+			t.Errorf("connection tracking in the host's namespace: %v\n%s", tracked, host)
+		}
+	})
+}
+
+// Only redirected flows get through the segment's namespace, and only to services.
+func TestKernelPathLetsNothingElseThrough(t *testing.T) {
+	testReplies(t, func(t *testing.T, reply Reply) {
+		l := newPathLab(t)
+		l.svc.listenTCP(":80", false, tellPeer)
+		l.gw.listenTCP(":22", false, tellPeer)
+		k := l.path(reply)
+		// A redirect to the host itself cannot be declared away from the zone's
+		// services: the host's side does not know it.
+		rogue := redirectTo(deception.TCP, decoy4+":2222", "10.1.0.1:22")
+		reach := func(what string, from *testNS, addr string, want bool) {
+			t.Helper()
+			_, err := from.dial("tcp", "", addr, false, 0)
+			if (err == nil) != want {
+				t.Errorf("%s (%s): %v", what, addr, err)
+			}
+		}
+		// The host can route to the intruder's network, the worst case.
+		l.gw.exec("ip route add 192.168.32.0/24 via 100.64.0.2")
+		reach("without rules, a service past the decoys", l.intruder, "10.1.0.1:22", true)
+		mustApplyZones(t, l.gw, linuxZone)
+		l.apply(t, k)
+		reach("a decoy", l.intruder, decoy4+":2080", true)
+		reach("a service past the decoys", l.intruder, "10.1.0.2:80", false)
+		reach("the host past the decoys", l.intruder, "10.1.0.1:22", false)
+		reach("the host's end of the veth", l.intruder, "100.64.0.1:22", false)
+		// The segment's namespace tries by itself.
+		before, err := DeniedSegments(context.Background(), l.gw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reach("the host from the segment", l.seg, "100.64.0.1:22", false)
+		after, err := DeniedSegments(context.Background(), l.gw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after["dnv-1"].Packets <= before["dnv-1"].Packets {
+			t.Errorf("denied of the segment: %v, then %v", before, after)
+		}
+		// A service cannot use the way back for flows of its own: not to the
+		// intruder's network, and not to the decoys.
+		source := map[Reply]string{ReplyByMark: "10.1.0.2", ReplyByAlias: "10.9.0.1"}[reply]
+		l.intruder.listenTCP(":7000", false, tellPeer)
+		l.seg.listenTCP(":7001", false, tellPeer)
+		for _, addr := range []string{user4 + ":7000", decoy4 + ":7001", "192.168.32.1:7001"} {
+			if _, err := l.svc.dial("tcp", source+":0", addr, false, 0); err == nil {
+				t.Errorf("a service reached %s", addr)
+			}
+		}
+		if reply == ReplyByMark {
+			k.Redirects = append(k.Redirects, rogue)
+			l.apply(t, k)
+			reach("the host through a decoy that was declared to lead there", l.intruder, decoy4+":2222", true)
+		} else if _, err := ApplyKernelPath(context.Background(), l.gw, l.seg, KernelPath{
+			Index: 1, HostLink: "dnv-1", Reply: reply, Aliases: k.Aliases, Redirects: []Redirect{rogue},
+		}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("a redirect out of the alias pools: %v, want ErrInvalid", err)
+		}
+	})
+}
+
+func TestRedirectsChangeOneByOne(t *testing.T) {
+	testReplies(t, func(t *testing.T, reply Reply) {
+		l := newPathLab(t)
+		l.serve(t)
+		k := l.path(reply)
+		l.apply(t, k)
+		c, err := l.intruder.dial("tcp", "", decoy4+":2080", false, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		firstLine(t, c)
+		less := k
+		less.Redirects = k.Redirects[1:]
+		if s := l.apply(t, less); !s.Changed || s.Added != 0 || s.Deleted != 1 {
+			t.Errorf("one redirect less: %+v, want one deletion", s)
+		}
+		if _, err := l.intruder.dial("tcp", "", decoy4+":2080", false, 0); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a new flow to a withdrawn decoy: %v, want ECONNREFUSED", err)
+		}
+		if got, err := ask(c, "still there"); err != nil || got != "still there" {
+			t.Errorf("the established flow: %q, %v", got, err)
+		}
+		if s := l.apply(t, k); s.Added != 1 || s.Deleted != 0 {
+			t.Errorf("the redirect again: %+v, want one addition", s)
+		}
+		if _, err := l.intruder.dial("tcp", "", decoy4+":2080", false, 0); err != nil {
+			t.Errorf("the decoy again: %v", err)
+		}
+		// The same decoy led elsewhere.
+		moved := k
+		moved.Redirects = append([]Redirect{redirectTo(deception.TCP, decoy4+":2080", netip.AddrPortFrom(k.Redirects[0].Service.Addr(), 9).String())}, k.Redirects[1:]...)
+		if s := l.apply(t, moved); s.Added != 1 || s.Deleted != 1 {
+			t.Errorf("moved redirect: %+v, want one addition and one deletion", s)
+		}
+		if got, err := ask(c, "and now"); err != nil || got != "and now" {
+			t.Errorf("the established flow: %q, %v", got, err)
+		}
+	})
+}
+
+func TestRepeatedApplySendsNothing(t *testing.T) {
+	l := newPathLab(t)
+	k, other := l.path(ReplyByMark), l.path(ReplyByAlias)
+	other.Index, other.HostLink = 2, "dnv-2"
+	seg2 := newNS(t, "seg2")
+	all := func() (total Status) {
+		total = mustApplyZones(t, l.gw, linuxZone, ZoneRules{Zone: "win", Link: "br-win"})
+		total = total.plus(l.apply(t, k))
+		s, err := ApplyKernelPath(context.Background(), l.gw, seg2, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return total.plus(s)
+	}
+	if s := all(); !s.Changed || s.Added == 0 || s.Deleted != 0 {
+		t.Errorf("first: %+v", s)
+	}
+	monitors := map[string]func() string{"gw": l.gw.monitor(), "seg": l.seg.monitor(), "seg2": seg2.monitor()}
+	if s := all(); s.Changed {
+		t.Errorf("second: %+v", s)
+	}
+	for name, stop := range monitors {
+		if seen := stop(); seen != "" {
+			t.Errorf("%s: the second Apply sent\n%s", name, seen)
+		}
+	}
+	// What somebody else has broken is mended, and only that.
+	l.gw.exec("nft flush chain inet decoynet zone-linux-in; nft delete element inet decoynet zone-inputs { br-win }")
+	if s := mustApplyZones(t, l.gw, linuxZone, ZoneRules{Zone: "win", Link: "br-win"}); s.Deleted != 0 || s.Added < 10 {
+		t.Errorf("mending: %+v", s)
+	}
+	if s := all(); s.Changed {
+		t.Errorf("after mending: %+v", s)
+	}
+	// An edited rule lacks our fingerprint.
+	l.gw.exec(`h=$(nft -a list chain inet decoynet zone-linux-forward | sed -n 's/.*within the zone.*handle //p'); nft replace rule inet decoynet zone-linux-forward handle $h accept`)
+	if s := mustApplyZones(t, l.gw, linuxZone, ZoneRules{Zone: "win", Link: "br-win"}); !s.Changed {
+		t.Error("an edited rule went unnoticed")
+	}
+	if rules := l.gw.exec("nft list chain inet decoynet zone-linux-forward"); !strings.Contains(rules, `oifname "br-linux" accept`) {
+		t.Errorf("the edited rule was not mended: %s", rules)
+	}
+}
+
+// monitor starts `nft monitor` and returns what it saw until it was called.
+func (n *testNS) monitor() (stop func() string) {
+	n.t.Helper()
+	out, err := os.Create(n.t.TempDir() + "/monitor")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cmd := exec.Command("ip", "netns", "exec", n.name, "nft", "monitor")
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	end := sync.OnceFunc(func() {
+		_ = cmd.Process.Kill() // ip has become nft
+		_ = cmd.Wait()
+		_ = out.Close()
+	})
+	n.t.Cleanup(end)
+	// sentinel makes a change of its own and waits until the monitor shows it.
+	sentinel := func(name string) (seen string) {
+		eventually(n.t, "nft monitor shows "+name, func() bool {
+			n.exec("nft add table ip " + name + "; nft delete table ip " + name)
+			time.Sleep(20 * time.Millisecond)
+			b, err := os.ReadFile(out.Name())
+			seen = string(b)
+			return err == nil && strings.Contains(seen, "delete table ip "+name)
+		})
+		return seen
+	}
+	before := sentinel("beginning")
+	return func() string {
+		after := sentinel("ending")
+		end()
+		var seen []string
+		for line := range strings.Lines(strings.TrimPrefix(after, before)) {
+			if !strings.Contains(line, "table ip ") && !strings.HasPrefix(line, "#") && strings.TrimSpace(line) != "" {
+				seen = append(seen, line)
+			}
+		}
+		return strings.Join(seen, "")
+	}
+}
+
+func TestForeignTablesAreLeft(t *testing.T) {
+	l := newPathLab(t)
+	foreign := `nft add table inet foreign; nft add chain inet foreign c '{ type filter hook input priority 0; }'; nft add rule inet foreign c tcp dport 1 counter drop
+		nft add table ip decoynet; nft add chain ip decoynet c; nft add table inet decoy; iptables -A INPUT -p tcp --dport 7 -j DROP`
+	for _, n := range []*testNS{l.gw, l.seg} {
+		n.exec(foreign)
+	}
+	// Another part of decoynet in the same table.
+	l.gw.exec("nft add table inet decoynet; nft add chain inet decoynet steer-x; nft add set inet decoynet steer-y '{ type ipv4_addr; }'")
+	before := map[*testNS]string{l.gw: l.gw.exec("nft list ruleset"), l.seg: l.seg.exec("nft list ruleset")}
+	k := l.path(ReplyByMark)
+	for range 2 {
+		mustApplyZones(t, l.gw, linuxZone)
+		l.apply(t, k)
+	}
+	if got := l.gw.exec("nft list tables"); !strings.Contains(got, "table inet decoynet") {
+		t.Fatalf("tables: %s", got)
+	}
+	mustApplyZones(t, l.gw)
+	if _, err := RemoveKernelPath(context.Background(), l.gw, l.seg, k); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.gw.exec("nft list ruleset"); got != before[l.gw] {
+		t.Errorf("the host's rules were\n%sand are\n%s", before[l.gw], got)
+	}
+	for _, n := range []*testNS{l.gw, l.seg} {
+		owned, err := Owned(n)
+		if err != nil || len(owned) != 1 || owned[0] != (Table{"inet", TableName}) {
+			t.Errorf("Owned = %v, %v", owned, err)
+		}
+		if err := errors.Join(Remove(n), Remove(n)); err != nil {
+			t.Error(err)
+		}
+		if owned, err := Owned(n); err != nil || len(owned) != 0 {
+			t.Errorf("after Remove, Owned = %v, %v", owned, err)
+		}
+		if got := n.exec("nft list ruleset"); strings.Contains(got, "table inet decoynet") || !strings.Contains(got, "table ip decoynet") || !strings.Contains(got, "table inet decoy ") || !strings.Contains(got, "table inet foreign") {
+			t.Errorf("after Remove: %s", got)
+		}
+	}
+}
+
+// Segments come and go in the host's table without touching each other.
+func TestSegmentsShareTheHostsTable(t *testing.T) {
+	l := newPathLab(t)
+	ctx := context.Background()
+	paths := []KernelPath{l.path(ReplyByMark), l.path(ReplyByAlias), l.path(ReplyByMark)}
+	paths[1].Index, paths[1].HostLink = 2, "dnv-2"
+	paths[2].Index, paths[2].HostLink = 3, "dnv-3"
+	var wg sync.WaitGroup
+	for i, k := range paths {
+		seg := l.seg
+		if i > 0 {
+			seg = newNS(t, fmt.Sprintf("seg%d", i))
+		}
+		wg.Go(func() {
+			if _, err := ApplyKernelPath(ctx, l.gw, seg, k); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	list := func() string { return l.gw.exec("nft list table inet decoynet") }
+	for _, want := range []string{"dnv-1", "dnv-2", "dnv-3", "segment-aliases4", "ct direction reply"} {
+		if got := list(); !strings.Contains(got, want) {
+			t.Errorf("%s is missing: %s", want, got)
+		}
+	}
+	remove := func(k KernelPath) {
+		if _, err := RemoveKernelPath(ctx, l.gw, nil, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(paths[0])
+	if got := list(); strings.Contains(got, "dnv-1") || !strings.Contains(got, "ct direction reply") {
+		t.Errorf("one of three removed: %s", got)
+	}
+	remove(paths[2])
+	if got := list(); strings.Contains(got, "ct ") || !strings.Contains(got, "dnv-2") {
+		t.Errorf("without a segment that needs it, connection tracking is still on: %s", got)
+	}
+	// A segment changes how its answers are known.
+	paths[1].Reply, paths[1].Aliases = ReplyByMark, nil
+	if _, err := ApplyKernelPath(ctx, l.gw, l.seg, paths[1]); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(); strings.Contains(got, "segment-aliases") || !strings.Contains(got, "ct direction reply") {
+		t.Errorf("after the change to marks: %s", got)
+	}
+	remove(paths[1])
+	if got := list(); strings.Contains(got, "segment") {
+		t.Errorf("all removed: %s", got)
+	}
+}
+
+// Tens of thousands of decoys are one transaction, and one more is one element.
+func TestManyRedirects(t *testing.T) {
+	l := newPathLab(t)
+	l.serve(t)
+	k := l.path(ReplyByAlias)
+	decoy, alias := netip.MustParseAddr("192.168.64.0"), netip.MustParseAddr("10.9.16.0")
+	for range 30000 {
+		k.Redirects = append(k.Redirects, Redirect{deception.TCP, netip.AddrPortFrom(decoy, 80), netip.AddrPortFrom(alias, 80)})
+		decoy, alias = decoy.Next(), alias.Next()
+	}
+	start := time.Now()
+	l.apply(t, k)
+	first := time.Since(start)
+	k.Redirects = append(k.Redirects, redirectTo(deception.TCP, decoy4+":2081", "10.9.0.2:80"))
+	start = time.Now()
+	if s := l.apply(t, k); s.Added != 1 || s.Deleted != 0 {
+		t.Errorf("one more: %+v", s)
+	}
+	t.Logf("30,000 redirects in %v, one more in %v", first, time.Since(start))
+	if _, err := l.intruder.dial("tcp", "", decoy4+":2081", false, 0); err != nil {
+		t.Error(err)
+	}
+	if shown := l.seg.exec("nft list map inet decoynet kernel-path-tcp4 | grep -o '192.168.[0-9.]* . [0-9]* : 10.9' | wc -l"); strings.TrimSpace(shown) != "30003" {
+		t.Errorf("nft shows %s elements", shown)
+	}
+}
+
+func TestKernelPathEvents(t *testing.T) {
+	l := newPathLab(t)
+	l.serve(t)
+	k := l.path(ReplyByMark)
+	l.apply(t, k)
+	ctx, cancel := context.WithCancel(context.Background())
+	events := make(chan conntrack.Event, 100)
+	listener, err := conntrack.Listen(ctx, l.seg, func(e conntrack.Event) { events <- e })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		if err := listener.Wait(); err != nil {
+			t.Error(err)
+		}
+	}()
+	// An unbound port tells nothing; a decoy three things.
+	_, _ = l.intruder.dial("tcp", "", decoy4+":81", false, 0)
+	c, err := l.intruder.dial("tcp", user4+":5005", decoy4+":2080", false, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	firstLine(t, c)
+	_ = c.Close()
+	var types []string
+	for len(types) < 3 {
+		select {
+		case e := <-events:
+			types = append(types, e.Type.String())
+			if e.Orig.Src.String() != user4+":5005" {
+				t.Errorf("event of %v", e.Orig)
+			}
+			if e.Type == conntrack.EventDestroy && e.Mark != conntrack.MarkClientClosed {
+				t.Errorf("mark of the last event: %#x", e.Mark)
+			}
+		case <-time.After(15 * patience):
+			t.Fatalf("no event after %v", types)
+		}
+	}
+	if got := strings.Join(types, " "); got != "NEW UPDATE DESTROY" {
+		t.Errorf("events %s", got)
+	}
+}

@@ -1,0 +1,399 @@
+package link
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"decoynet/internal/kernel/netns"
+)
+
+// takeoverWait is how long a link of ours in a namespace that was deleted may
+// take to vanish.
+const takeoverWait = 2 * time.Second
+
+// segment is one Apply at work: both namespaces and what is to become of them.
+type segment struct {
+	Desired
+	ctx         context.Context
+	host, seg   *netns.NS
+	hostH, segH *netlink.Handle
+	ipv6        bool
+	parent      nic
+	status      Status
+}
+
+// Apply makes the segment's links as desired. It is idempotent: links that stand
+// and are right are adopted, with their interface index, whoever made them.
+// The namespace seg is ours alone; in host only the segment's own veth end is
+// touched. Errors wrap one of this package's sentinels where one fits.
+func Apply(ctx context.Context, host, seg *netns.NS, d Desired) (Status, error) {
+	s := &segment{Desired: d, ctx: ctx, host: host, seg: seg, status: Status{Parent: d.Parent}}
+	err := s.apply()
+	return s.status, err
+}
+
+func (s *segment) apply() error {
+	if err := s.open(); err != nil {
+		return s.fail(err)
+	}
+	steps := []func() error{
+		s.checkParent, // its errors are whole sentences already
+		func() error { return s.fail(s.prepareNamespace()) },
+		func() error { return s.fail(s.applyLAN()) },
+		func() error { return s.fail(s.applyUplink()) },
+	}
+	for _, step := range steps {
+		if err := s.ctx.Err(); err != nil {
+			return s.fail(err)
+		}
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fail names the segment in an error.
+func (s *segment) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("segment %s: %w", s.Segment, err)
+}
+
+func (s *segment) changed(format string, args ...any) {
+	s.status.Changes = append(s.status.Changes, fmt.Sprintf(format, args...))
+}
+
+func (s *segment) open() (err error) {
+	same, err := s.host.Same(s.seg)
+	if err != nil {
+		return err
+	}
+	if same {
+		return errors.New("its namespace is the host's own")
+	}
+	if s.hostH, err = s.host.Handle(); err != nil {
+		return err
+	}
+	if s.segH, err = s.seg.Handle(); err != nil {
+		return err
+	}
+	// Booted with ipv6.disable=1 there is no such key.
+	_, err = s.seg.ReadSysctl("net/ipv6/conf/all/disable_ipv6")
+	s.ipv6 = err == nil
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return err
+}
+
+func (s *segment) checkParent() error {
+	links, err := list(s.hostH)
+	if err != nil {
+		return s.fail(err)
+	}
+	if s.parent, err = checkParent(s.Segment, s.Parent, links, wireless); err != nil {
+		return err
+	}
+	s.status.ParentIndex = s.parent.Index
+	s.status.Carrier = s.parent.Carrier
+	return nil
+}
+
+// prepareNamespace brings lo up, which local routes need, and sets what every
+// interface made later inherits.
+func (s *segment) prepareNamespace() error {
+	lo, err := s.segH.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("look for lo: %w", err)
+	}
+	if lo.Attrs().RawFlags&unix.IFF_UP == 0 {
+		if err := s.segH.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("set lo up: %w", err)
+		}
+		s.changed("lo set up")
+	}
+	if err := set(s.seg, forwardingSysctls(s.Uplink, s.ipv6)); err != nil {
+		return err
+	}
+	return set(s.seg, namespaceSysctls(s.ipv6))
+}
+
+func (s *segment) applyLAN() error {
+	links, err := list(s.segH)
+	if err != nil {
+		return err
+	}
+	mac, err := s.lanMAC()
+	if err != nil {
+		return err
+	}
+	want := lanSpec{Lower: s.parent.Index, MAC: mac.String()}
+	if s.parent.Kind == "macvlan" {
+		want.Lower, want.AnyNS = s.parent.Lower, true
+	}
+	// After the dump above, which makes the kernel assign an id if lan0 refers to
+	// the host's namespace.
+	if want.LowerNS, err = s.segH.GetNetNsIdByFd(s.host.FD()); err != nil {
+		return fmt.Errorf("look up the host namespace's id: %w", err)
+	}
+	plan, err := planLAN(links, want)
+	if err != nil {
+		return err
+	}
+	lan, err := s.realiseLAN(plan, mac)
+	if err != nil {
+		return err
+	}
+	if err := set(s.seg, lanSysctls(s.ipv6)); err != nil {
+		return err
+	}
+	if err := s.adjust(s.segH, lan, s.parent.MTU); err != nil {
+		return err
+	}
+	s.status.Index, s.status.MTU, s.status.MAC = lan.Index, s.parent.MTU, mac
+	return nil
+}
+
+// realiseLAN carries out the plan. The new link is made under a temporary name,
+// so that a parent which cannot carry it costs nothing that stands.
+func (s *segment) realiseLAN(plan lanPlan, mac net.HardwareAddr) (nic, error) {
+	var temp *nic
+	if plan.Keep == nil {
+		var err error
+		if temp, err = s.createMacvlan(mac); err != nil {
+			return nic{}, err
+		}
+	}
+	for _, old := range plan.Replace {
+		if err := remove(s.segH, old); err != nil {
+			if temp != nil {
+				err = errors.Join(err, remove(s.segH, *temp))
+			}
+			return nic{}, err
+		}
+		if old.Name == LANName {
+			s.changed("%s removed: %s", LANName, plan.Why)
+		} else {
+			s.changed("%s removed: left over", old.Name)
+		}
+	}
+	if temp == nil {
+		return *plan.Keep, nil
+	}
+	if err := s.segH.LinkSetName(reference(*temp), LANName); err != nil {
+		return nic{}, errors.Join(fmt.Errorf("name %s %s: %w", temp.Name, LANName, err), remove(s.segH, *temp))
+	}
+	temp.Name, temp.MAC = LANName, mac.String()
+	s.changed("%s made on %s", LANName, s.Parent)
+	return *temp, nil
+}
+
+// createMacvlan makes the macvlan directly in the segment namespace: the request
+// goes to the host namespace, where the parent is, and names the other one.
+func (s *segment) createMacvlan(mac net.HardwareAddr) (*nic, error) {
+	var tag [4]byte
+	rand.Read(tag[:]) // never fails
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = tempPrefix + hex.EncodeToString(tag[:])
+	attrs.ParentIndex = s.parent.Index
+	attrs.HardwareAddr = mac
+	attrs.MTU = s.parent.MTU
+	attrs.Namespace = netlink.NsFd(s.seg.FD())
+	err := s.hostH.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	if err != nil {
+		links, _ := list(s.hostH) // for the explanation only
+		return nil, explainCreate(err, s.parent, links)
+	}
+	return s.claim(attrs.Name)
+}
+
+// claim marks a link that was just made in the segment namespace as ours.
+func (s *segment) claim(name string) (*nic, error) {
+	l, err := s.segH.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("look for %s: %w", name, err)
+	}
+	n := describe(l)
+	if err := s.segH.LinkSetAlias(l, Alias); err != nil {
+		return nil, errors.Join(fmt.Errorf("mark %s: %w", name, err), remove(s.segH, n))
+	}
+	n.Alias = Alias
+	return &n, nil
+}
+
+// adjust sets what may change on a link that stays: MTU and the up flag.
+func (s *segment) adjust(h *netlink.Handle, n nic, mtu int) error {
+	if n.MTU != mtu {
+		if err := h.LinkSetMTU(reference(n), mtu); err != nil {
+			return fmt.Errorf("set the MTU of %s to %d: %w", n.Name, mtu, err)
+		}
+		s.changed("%s: MTU %d", n.Name, mtu)
+	}
+	if !n.Up {
+		if err := s.setUp(h, n); err != nil {
+			return err
+		}
+		s.changed("%s set up", n.Name)
+	}
+	return nil
+}
+
+// setUp brings a link up. A macvlan whose MAC address another one on the parent
+// has gets EADDRINUSE (macvlan_open). After a restart that may be our own of the
+// run before: the kernel destroys the links of a deleted namespace some time
+// later.
+func (s *segment) setUp(h *netlink.Handle, n nic) error {
+	for deadline := time.Now().Add(takeoverWait); ; {
+		err := h.LinkSetUp(reference(n))
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("set %s up: %w", n.Name, err)
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("parent %s %w; another macvlan on it has the MAC address %s: the segment stands in another namespace too",
+				s.Parent, ErrParentBusy, n.MAC)
+		}
+		select {
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// explainCreate turns the kernel's answer to a new macvlan into words.
+func explainCreate(err error, parent nic, links []nic) error {
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("make a macvlan: %w (modprobe macvlan)", ErrNotSupported)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("parent %s %w; %s", parent.Name, ErrParentBusy, holder(parent, links))
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("parent %s %w; the kernel refuses a macvlan in bridge mode on it: %s",
+			parent.Name, ErrParentUnsuitable, holder(parent, links))
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("make a macvlan on %s: %w (CAP_NET_ADMIN is needed)", parent.Name, err)
+	}
+	return fmt.Errorf("make a macvlan on %s: %w", parent.Name, err)
+}
+
+// lanMAC derives lan0's MAC address from this machine and the segment. The
+// parent's own address stands in where the machine has no identity.
+func (s *segment) lanMAC() (net.HardwareAddr, error) {
+	id, err := machineID("/etc/machine-id", "/var/lib/dbus/machine-id")
+	if err != nil {
+		return nil, err
+	}
+	if id == "" {
+		id = s.parent.MAC
+	}
+	return hardwareAddr("lan", id, s.Node, s.Segment), nil
+}
+
+// machineID returns the first identity found, or "" if there is none: see
+// machine-id(5), which also explains "uninitialized".
+func machineID(files ...string) (string, error) {
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("read the machine's identity: %w", err)
+		}
+		if id := strings.TrimSpace(string(data)); id != "" && id != "uninitialized" {
+			return id, nil
+		}
+	}
+	return "", nil
+}
+
+// wireless looks into sysfs, which shows the interfaces of the namespace that it
+// was mounted in; the index makes sure that it is the same interface.
+func wireless(n nic) bool {
+	dir := filepath.Join("/sys/class/net", n.Name)
+	index, err := os.ReadFile(filepath.Join(dir, "ifindex"))
+	if err != nil || strings.TrimSpace(string(index)) != strconv.Itoa(n.Index) {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(dir, "phy80211"))
+	return err == nil
+}
+
+// set writes the settings; those that a kernel may lack are tried only.
+func set(ns *netns.NS, s sysctls) error {
+	err := ns.Sysctl(s.must)
+	for key, value := range s.may {
+		if e := ns.Sysctl(map[string]string{key: value}); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+func list(h *netlink.Handle) ([]nic, error) {
+	links, err := netns.Dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	out := make([]nic, len(links))
+	for i, l := range links {
+		out[i] = describe(l)
+	}
+	return out, nil
+}
+
+func describe(l netlink.Link) nic {
+	a := l.Attrs()
+	n := nic{
+		Index: a.Index, Name: a.Name, Kind: l.Type(), Alias: a.Alias,
+		MAC: a.HardwareAddr.String(), MTU: a.MTU,
+		Up:       a.RawFlags&unix.IFF_UP != 0,
+		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0,
+		Ethernet: a.EncapType == "ether",
+		Lower:    a.ParentIndex, LowerNS: a.NetNsID, Master: a.MasterIndex,
+	}
+	if m, ok := l.(*netlink.Macvlan); ok {
+		n.Mode = macvlanModes[m.Mode]
+	}
+	return n
+}
+
+var macvlanModes = map[netlink.MacvlanMode]string{
+	netlink.MACVLAN_MODE_PRIVATE:  "private",
+	netlink.MACVLAN_MODE_VEPA:     "vepa",
+	netlink.MACVLAN_MODE_BRIDGE:   "bridge",
+	netlink.MACVLAN_MODE_PASSTHRU: "passthru",
+	netlink.MACVLAN_MODE_SOURCE:   "source",
+}
+
+// reference is a link by its index, as the netlink package wants it.
+func reference(n nic) netlink.Link {
+	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: n.Index, Name: n.Name}}
+}
+
+// remove deletes a link; that it is gone already is fine.
+func remove(h *netlink.Handle, n nic) error {
+	err := h.LinkDel(reference(n))
+	if err == nil || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("remove %s: %w", n.Name, err)
+}
