@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -64,7 +65,7 @@ func newNode(file, data string, doc *config.Document, log *slog.Logger) (*node, 
 	}
 	n.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
 	n.gateway = gateway.New(gateway.Config{Node: doc.State.Node, Recorder: n.recorder, Suspect: n.checker.Suspect})
-	if n.engine, err = relay.New(n.gateway, relay.Config{}); err != nil {
+	if n.engine, err = relay.New(n.gateway, relay.Config{Loops: runtime.NumCPU()}); err != nil {
 		return nil, errors.Join(err, n.close(context.Background()))
 	}
 	if n.zones, err = gateway.NewZones(); err != nil {

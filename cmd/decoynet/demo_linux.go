@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"decoynet/internal/demo"
+)
+
+// interrupted is the status that shells give a program ended by ^C.
+const interrupted = 128 + int(unix.SIGINT)
+
+func demoCommand() *cobra.Command {
+	var o demo.Options
+	var output string
+	c := &cobra.Command{
+		Use:   "demo",
+		Short: "The whole job on this machine: a network, decoys, an attack, and what the servers saw",
+		Long: "Builds an office network of namespaces on this machine, runs decoynet on its gateway, attacks the decoys\n" +
+			"with everyday tools, and compares what every server logged with what the intruder really used.\n" +
+			"Ends with status 1 if any server saw a wrong address or anything failed. Nothing is left behind.",
+		Args: cobra.NoArgs,
+	}
+	outputFlag(c, &output, "text", "json")
+	c.Flags().BoolVar(&o.Keep, "keep", false, "keep the network up afterwards, until Ctrl-C")
+	c.Flags().StringVar(&o.Name, "name", "", "name of the lab (default: "+demo.LabName+" with --keep, else one that is free)")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		var err error
+		if o.Binary, err = os.Executable(); err != nil {
+			return fmt.Errorf("find own program: %w", err)
+		}
+		o.Out = cmd.OutOrStdout()
+		if output == "json" {
+			o.Out = cmd.ErrOrStderr()
+		}
+		o.Colour = isTerminal(o.Out)
+		if o.Keep && o.Name == "" {
+			o.Name = demo.LabName
+		}
+		summary, err := demo.Run(cmd.Context(), o)
+		if output == "json" {
+			encoder := json.NewEncoder(cmd.OutOrStdout())
+			encoder.SetIndent("", "  ")
+			err = errors.Join(err, encoder.Encode(summary))
+		}
+		if summary.Interrupted && errors.Is(err, context.Canceled) {
+			return &exitError{interrupted, errors.New("")}
+		}
+		return err
+	}
+	return c
+}
+
+// isTerminal tells whether a person with a colour terminal reads what is
+// written; see no-color.org for the variable.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
