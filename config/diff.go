@@ -117,8 +117,10 @@ func zoneAspects(z *deception.Zone) (string, []aspect) {
 
 func serviceAspects(s *deception.Service) (string, []aspect) {
 	return s.Name, []aspect{
-		one("zone", s.Zone), {"address", []string{s.Addr4.String(), s.Addr6.String()}},
-		{"ports", portTexts(s.Ports)}, unordered("aliases", texts(s.Aliases)), one("netns", s.Netns),
+		one("zone", s.Zone),
+		{"address", []string{s.Addr4.String(), s.Addr6.String()}},
+		{"ports", portTexts(s.Ports)},
+		unordered("aliases", texts(s.Aliases)), one("netns", s.Netns),
 	}
 }
 

@@ -44,8 +44,11 @@ func TestDiff(t *testing.T) {
 			", gateway: 192.0.2.1", "", "192.0.2.2-192.0.2.9", "192.0.2.2-192.0.2.8",
 		}, []string{"changed segment office: parent, subnets, exclude, steering"}},
 		{"zone", []string{"br0", "br1", "10.1.0.1,", "10.1.0.9,"}, []string{"changed zone linux: link, allow"}},
-		{"service", []string{"address: [10.1.0.3], ports: [22]", "address: [10.1.0.4], ports: [22, 2022], netns: box, aliases: 10.4.0.0/24"},
-			[]string{"changed service ssh: address, ports, aliases, netns"}},
+		{
+			"service",
+			[]string{"address: [10.1.0.3], ports: [22]", "address: [10.1.0.4], ports: [22, 2022], netns: box, aliases: 10.4.0.0/24"},
+			[]string{"changed service ssh: address, ports, aliases, netns"},
+		},
 		{"decoy", []string{
 			"192.0.2.40]", "192.0.2.41]",
 			"bind: [{ports: [22]", "path: kernel, idle: 1m, bind: [{ports: [22]",

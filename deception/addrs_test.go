@@ -78,8 +78,12 @@ func TestLenAndNth(t *testing.T) {
 		in   string
 		want uint64
 	}{
-		{"192.0.2.9", 1}, {"0.0.0.0/0", 1 << 32}, {"2001:db8::/64", math.MaxUint64}, {"2001:db8::/65", 1 << 63},
-		{"2001:db8:0:0:ffff:ffff:ffff:ffff-2001:db8:0:1::1", 3}, {"::/0", math.MaxUint64},
+		{"192.0.2.9", 1},
+		{"0.0.0.0/0", 1 << 32},
+		{"2001:db8::/64", math.MaxUint64},
+		{"2001:db8::/65", 1 << 63},
+		{"2001:db8:0:0:ffff:ffff:ffff:ffff-2001:db8:0:1::1", 3},
+		{"::/0", math.MaxUint64},
 	} {
 		if got := addrRange(t, c.in).Len(); got != c.want {
 			t.Errorf("Len(%s) = %d, want %d", c.in, got, c.want)

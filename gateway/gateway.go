@@ -33,7 +33,6 @@ type Config struct {
 type Gateway struct {
 	cfg    Config
 	table  atomic.Pointer[deception.Table]
-	ids    idSource
 	tuples udpTuples
 
 	noHeads atomic.Bool

@@ -55,8 +55,10 @@ type sessionRow struct {
 }
 
 func (r *sessionRow) fields() []any {
-	return []any{&r.id, &r.start, &r.finish, &r.binding, &r.source, &r.sourceNAT, &r.destination, &r.serviceAddr,
-		&r.up, &r.down, &r.mode, &r.reason, &r.sourceHead, &r.destinationHead}
+	return []any{
+		&r.id, &r.start, &r.finish, &r.binding, &r.source, &r.sourceNAT, &r.destination, &r.serviceAddr,
+		&r.up, &r.down, &r.mode, &r.reason, &r.sourceHead, &r.destinationHead,
+	}
 }
 
 func (r *sessionRow) session() (s deception.Session, err error) {

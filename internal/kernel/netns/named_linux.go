@@ -66,7 +66,7 @@ func makeNamed(path string) error {
 		return os.NewSyscallError("mount", unix.Mount(threadNS, path, "none", unix.MS_BIND, ""))
 	})
 	if err != nil {
-		os.Remove(path)
+		_ = os.Remove(path) // the mount point that was to be; the cause is err
 	}
 	return err
 }

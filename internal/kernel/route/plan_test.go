@@ -95,7 +95,8 @@ func TestResolve(t *testing.T) {
 		},
 		{
 			name: "bad routes are named, the others stand",
-			desired: Desired{Link: "lan0",
+			desired: Desired{
+				Link:     "lan0",
 				Local4:   []netip.Prefix{prefix("2001:db8::/64"), prefix("192.0.2.7/32")},
 				Addrs6:   []netip.Addr{addr("192.0.2.8"), addr("::ffff:192.0.2.8"), addr("ff02::1"), addr("::")},
 				Gateways: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")},
@@ -105,7 +106,8 @@ func TestResolve(t *testing.T) {
 					{Dst: prefix("10.0.0.0/8"), Onlink: true},
 					{Dst: prefix("10.0.0.0/8"), Type: 6},
 					{Dst: prefix("0.0.0.0/0"), Dev: "lo"},
-				}},
+				},
+			},
 			want: []string{
 				"0.0.0.0/0 via 192.0.2.1 dev lan0 table main onlink",
 				"local 192.0.2.7/32 dev lo table local",

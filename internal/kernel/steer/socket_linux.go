@@ -46,7 +46,7 @@ func openFamily(family int, mode deception.Steering, count, backlog int) (*socke
 		if err = s.open(mode, count, backlog); err == nil {
 			return s, nil
 		}
-		s.close()
+		_ = s.close() // the cause is err
 		if !errors.Is(err, unix.EADDRINUSE) {
 			break
 		}
