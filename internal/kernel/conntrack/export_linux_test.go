@@ -2,44 +2,23 @@ package conntrack
 
 import (
 	"context"
-	"errors"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // ReadRaw hands out the datagrams of all groups as they come, for recordings,
 // until ctx ends.
 func ReadRaw(ctx context.Context, ns Namespace, ready func(), f func([]byte)) error {
-	conn, err := dial(ns)
+	s, err := openEvents(ns)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	if err := errors.Join(conn.JoinGroup(groupNew), conn.JoinGroup(groupUpdate), conn.JoinGroup(groupDestroy)); err != nil {
-		return err
-	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	defer s.close()
 	ready()
-	buf := make([]byte, messageBuffer)
 	for ctx.Err() == nil {
-		var n int
-		var readErr error
-		if err := raw.Read(func(fd uintptr) bool {
-			n, readErr = unix.Read(int(fd), buf)
-			return !errors.Is(readErr, unix.EAGAIN)
-		}); err != nil {
-			return nil
+		if _, err := s.read(f); err != nil {
+			return err
 		}
-		if readErr != nil {
-			return readErr
-		}
-		f(buf[:n])
+		time.Sleep(gather)
 	}
 	return nil
 }
@@ -47,4 +26,21 @@ func ReadRaw(ctx context.Context, ns Namespace, ready func(), f func([]byte)) er
 // Messages is messages.
 func Messages(b []byte, at time.Time, handler func(Event)) (bad int) {
 	return messages(b, at, handler)
+}
+
+// SetReceiveBuffer makes the sockets of later calls hold that little.
+func SetReceiveBuffer(size int) (restore func()) {
+	old := receiveBuffer
+	receiveBuffer = size
+	return func() { receiveBuffer = old }
+}
+
+// Sweep makes the kernel forget what has expired, as a Listener does under load.
+func Sweep(ns Namespace) error {
+	p, err := newPrompter(ns)
+	if err != nil {
+		return err
+	}
+	p.sweep()
+	return p.close()
 }

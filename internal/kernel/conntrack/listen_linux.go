@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -21,17 +20,13 @@ const (
 	groupDestroy = 3
 )
 
-const (
-	// receiveBuffer holds the events of some ten thousand connections; the
-	// kernel accounts about 1 KB for each.
-	receiveBuffer = 64 << 20
-	// messageBuffer is larger than any message of the kernel's (32 KB).
-	messageBuffer = 64 << 10
-)
+// receiveBuffer holds the events of some ten thousand connections; the kernel
+// accounts about 1 KB for each. Only tests change it.
+var receiveBuffer = 64 << 20
 
 // Listener hands out the events of a namespace.
 type Listener struct {
-	conn   *netlink.Conn
+	socket *eventSocket
 	prompt *prompter
 	lost   atomic.Uint64
 	bad    atomic.Uint64
@@ -41,52 +36,46 @@ type Listener struct {
 
 // Listen calls handler for every event of the namespace's connections, one after
 // the other from one goroutine, until ctx ends. Events from before the call are
-// not told; see [Dump].
+// not told; see [Dump]. Under load they come in batches, up to 10 ms late.
 //
-// A connection's last event comes within a second or two of its expiry, since
-// Listen asks the kernel for those that are closing. The kernel keeps that event until it could be delivered, so a
-// slow handler loses no ends. Of the rest something may be lost; Lost counts.
+// A closed connection's last event comes within about two seconds of its expiry,
+// since Listen asks the kernel for those that are closing. The kernel keeps that
+// event until it could be delivered, so a slow handler loses no ends. Of the rest
+// something may be lost; Lost counts.
 func Listen(ctx context.Context, ns Namespace, handler func(Event)) (*Listener, error) {
-	conn, err := dial(ns)
+	socket, err := openEvents(ns)
 	if err != nil {
 		return nil, err
 	}
-	// Without the option the kernel drops events that find no room; with it,
-	// DESTROY is sent again (net/netfilter/nf_conntrack_ecache.c).
-	err = errors.Join(
-		conn.SetOption(netlink.BroadcastError, true),
-		conn.JoinGroup(groupNew), conn.JoinGroup(groupUpdate), conn.JoinGroup(groupDestroy),
-	)
-	var raw syscall.RawConn
-	if err == nil {
-		raw, err = conn.SyscallConn()
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen to connection events of namespace %s: %w", ns.Name(), err), conn.Close())
-	}
 	prompt, err := newPrompter(ns)
 	if err != nil {
-		return nil, errors.Join(err, conn.Close())
+		return nil, errors.Join(err, socket.close())
 	}
-	l := &Listener{conn: conn, prompt: prompt, done: make(chan struct{})}
-	go l.run(ctx, raw, func(e Event) {
+	l := &Listener{socket: socket, prompt: prompt, done: make(chan struct{})}
+	go l.run(ctx, func(e Event) {
 		prompt.note(&e)
 		handler(e)
 	})
 	return l, nil
 }
 
-func (l *Listener) run(ctx context.Context, raw syscall.RawConn, handler func(Event)) {
+func (l *Listener) run(ctx context.Context, handler func(Event)) {
 	defer close(l.done)
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		l.socket.interrupt()
+		close(stopped)
+	})
 	prompting, cancel := context.WithCancel(ctx)
 	var prompter sync.WaitGroup
 	prompter.Go(func() { l.prompt.run(prompting) })
-	err := l.read(ctx, raw, handler)
+	err := l.read(ctx, handler)
 	cancel()
 	prompter.Wait()
-	l.err = errors.Join(err, l.conn.Close(), l.prompt.close())
+	if !stop() {
+		<-stopped // else the descriptor would be closed under it
+	}
+	l.err = errors.Join(err, l.socket.close(), l.prompt.close())
 }
 
 // Lost returns how often the kernel found no room for an event. After it has
@@ -103,32 +92,37 @@ func (l *Listener) Wait() error {
 	return l.err
 }
 
-// read drains the socket whenever there is something, without the allocations
-// and the second system call per message of the library's Receive.
-func (l *Listener) read(ctx context.Context, raw syscall.RawConn, handler func(Event)) error {
-	buf := make([]byte, messageBuffer)
-	for {
-		var n int
-		var readErr error
-		err := raw.Read(func(fd uintptr) bool {
-			n, readErr = unix.Read(int(fd), buf)
-			return !errors.Is(readErr, unix.EAGAIN)
-		})
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return fmt.Errorf("read connection events: %w", err)
-		case errors.Is(readErr, unix.ENOBUFS):
-			l.lost.Add(1)
-			continue
-		case errors.Is(readErr, unix.EINTR):
-			continue
-		case readErr != nil:
-			return fmt.Errorf("read connection events: %w", readErr)
+// read drains the socket, lets events collect, and waits only where none have.
+func (l *Listener) read(ctx context.Context, handler func(Event)) error {
+	for ctx.Err() == nil {
+		at, some := time.Now(), false
+		for more := true; more && ctx.Err() == nil; {
+			n, err := l.socket.read(func(b []byte) {
+				if b == nil {
+					l.bad.Add(1)
+					return
+				}
+				l.bad.Add(uint64(messages(b, at, handler)))
+			})
+			switch {
+			case errors.Is(err, unix.ENOBUFS):
+				l.lost.Add(1)
+				n = batch // there is more to read
+			case err != nil:
+				return fmt.Errorf("read connection events: %w", err)
+			}
+			some = some || n > 0
+			more = n == batch
 		}
-		l.bad.Add(uint64(messages(buf[:n], time.Now(), handler)))
+		if some {
+			time.Sleep(gather)
+			continue
+		}
+		if err := l.socket.wait(); err != nil {
+			return fmt.Errorf("wait for connection events: %w", err)
+		}
 	}
+	return nil
 }
 
 // messages parses a datagram and returns how many of its messages are malformed.

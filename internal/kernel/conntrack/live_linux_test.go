@@ -1,18 +1,17 @@
 package conntrack_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -67,109 +66,29 @@ func newLab(t *testing.T) *lab {
 	netnstest.IP(t, l.host, "addr add 10.1.0.2/24 dev dnv-1")
 	netnstest.IP(t, l.host, "route add default via 10.1.0.1")
 	netnstest.Run(t, l.seg, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	// The neighbour table is the whole machine's, and another test may have filled
+	// it; permanent entries always find room.
+	for _, n := range []struct {
+		ns      *netns.NS
+		dev     string
+		peer    *netns.NS
+		peerDev string
+		addrs   []string
+	}{
+		{l.intruder, "eth0", l.seg, "lan0", []string{"192.0.2.1", decoyAddr}}, {l.seg, "lan0", l.intruder, "eth0", []string{intruderAddr}},
+		{l.seg, "up0", l.host, "dnv-1", []string{serviceAddr}}, {l.host, "dnv-1", l.seg, "up0", []string{"10.1.0.1"}},
+	} {
+		mac := strings.TrimSpace(netnstest.Run(t, n.peer, "cat", "/sys/class/net/"+n.peerDev+"/address"))
+		for _, a := range n.addrs {
+			netnstest.IP(t, n.ns, "neigh replace "+a+" dev "+n.dev+" lladdr "+mac+" nud permanent")
+		}
+	}
 	netnstest.Eventually(t, "the links are up", func() bool {
 		_, err := netnstest.Try(t, l.intruder, "ping", "-c1", "-W1", "192.0.2.1")
 		_, err2 := netnstest.Try(t, l.host, "ping", "-c1", "-W1", "10.1.0.1")
 		return err == nil && err2 == nil
 	})
 	return l
-}
-
-// scenario is one way for a flow to go, at a port of its own.
-type scenario struct {
-	name string
-	port uint16 // of the decoy, the service and the intruder, + 10,000
-	udp  bool
-	// serve is the service's part; nil where nothing listens.
-	serve func(net.Conn)
-	// visit is the intruder's.
-	visit func(net.Conn)
-	// Reasons with the rules' mark and by what the kernel tells alone.
-	marked, plain      deception.EndReason
-	inferred           bool // without the mark
-	established        bool
-	toService, toGuest uint64 // payload
-}
-
-func closeWithReset(c net.Conn) {
-	_ = c.(*net.TCPConn).SetLinger(0)
-	_ = c.Close()
-}
-
-func drain(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
-
-func echoLine(c net.Conn) {
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err == nil {
-		_, _ = io.WriteString(c, line)
-	}
-}
-
-const hello = "hello decoy\n" // 12 bytes
-
-var scenarios = []scenario{
-	{
-		name: "client closes", port: 2001, established: true, toService: 12, toGuest: 12,
-		serve:  func(c net.Conn) { echoLine(c); drain(c) },
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); _, _ = c.Read(make([]byte, 64)) },
-		marked: deception.EndClientClosed, plain: deception.EndClientClosed,
-	},
-	{
-		name: "service closes", port: 2002, established: true, toService: 12, toGuest: 12,
-		serve:  echoLine,
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); drain(c) },
-		marked: deception.EndServiceClosed, plain: deception.EndServiceClosed,
-	},
-	{
-		name: "client resets", port: 2003, established: true, toService: 12, toGuest: 12,
-		serve:  func(c net.Conn) { echoLine(c); drain(c) },
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); _, _ = c.Read(make([]byte, 64)); closeWithReset(c) },
-		marked: deception.EndClientReset, plain: deception.EndClientReset, inferred: true,
-	},
-	{
-		name: "service resets", port: 2004, established: true, toService: 12, toGuest: 12,
-		serve:  func(c net.Conn) { echoLine(c); closeWithReset(c) },
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); drain(c) },
-		marked: deception.EndServiceReset,
-		// The kernel does not tell whose reset it was.
-		plain: deception.EndClientReset, inferred: true,
-	},
-	{
-		name: "service refuses", port: 2005,
-		marked: deception.EndRefused, plain: deception.EndRefused, inferred: true,
-	},
-	{
-		name: "half-closed by the client", port: 2006, established: true, toService: 12, toGuest: 200000,
-		serve: func(c net.Conn) {
-			drain(c)
-			time.Sleep(50 * time.Millisecond)
-			_, _ = c.Write(make([]byte, 200000))
-		},
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); _ = c.(*net.TCPConn).CloseWrite(); drain(c) },
-		marked: deception.EndClientClosed, plain: deception.EndClientClosed,
-	},
-	{
-		name: "idle", port: 2007, established: true, toService: 12, toGuest: 12,
-		serve: func(c net.Conn) { echoLine(c); time.Sleep(4 * time.Second); closeWithReset(c) },
-		visit: func(c net.Conn) {
-			_, _ = io.WriteString(c, hello)
-			_, _ = c.Read(make([]byte, 64))
-			time.Sleep(4 * time.Second)
-			closeWithReset(c)
-		},
-		marked: deception.EndIdle, plain: deception.EndIdle,
-	},
-	{
-		name: "datagrams answered", port: 2008, udp: true, established: true, toService: 12, toGuest: 12,
-		serve:  echoLine,
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); _, _ = c.Read(make([]byte, 64)) },
-		marked: deception.EndIdle, plain: deception.EndIdle,
-	},
-	{
-		name: "datagram refused", port: 2009, udp: true, toService: 12,
-		visit:  func(c net.Conn) { _, _ = io.WriteString(c, hello); _, _ = c.Read(make([]byte, 64)) },
-		marked: deception.EndRefused, plain: deception.EndIdle,
-	},
 }
 
 func (l *lab) redirects() []firewall.Redirect {
@@ -260,7 +179,7 @@ func (l *lab) listenUDP(t *testing.T, addr string) {
 }
 
 func (l *lab) dial(s scenario) (net.Conn, error) {
-	d := net.Dialer{Timeout: time.Second, Control: reuse}
+	d := net.Dialer{Timeout: 700 * time.Millisecond, Control: reuse}
 	d.SetMultipathTCP(false)
 	network := "tcp"
 	local := netip.AddrPortFrom(netip.MustParseAddr(intruderAddr), s.port+10000)
@@ -287,15 +206,20 @@ func reuse(_, _ string, c syscall.RawConn) error {
 	return errors.Join(err, sockErr)
 }
 
-// visitAll plays the intruder in all scenarios, one after the other but for the slow
-// ones, so that a recording reads well.
-func (l *lab) visitAll() {
+// visitAll plays the intruder in all scenarios at once.
+func (l *lab) visitAll(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, s := range scenarios {
 		wg.Go(func() {
+			if s.tool != nil {
+				cmd, cancel := netnstest.Command(t, l.intruder, s.tool...)
+				defer cancel()
+				_ = cmd.Run() // the events show whether it did its work
+				return
+			}
 			c, err := l.dial(s)
 			if err != nil {
-				return // refused
+				return // refused, or no answer
 			}
 			defer c.Close()
 			s.visit(c)
@@ -307,7 +231,9 @@ func (l *lab) visitAll() {
 // hasten makes what waits for datagrams and idle connections short.
 func (l *lab) hasten(t *testing.T) {
 	t.Helper()
-	netnstest.Run(t, l.seg, "sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=1", "net.netfilter.nf_conntrack_udp_timeout_stream=1")
+	netnstest.Run(t, l.seg, "sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=1", "net.netfilter.nf_conntrack_udp_timeout_stream=1",
+		"net.netfilter.nf_conntrack_tcp_timeout_syn_sent=1")
+	netnstest.Run(t, l.host, "nft", fmt.Sprintf("table ip t { chain c { type filter hook input priority 0; tcp dport %d drop; udp dport %d drop; }; }", filteredPort, filteredPort+1))
 }
 
 // ends collects how flows ended, by the intruder's port.
@@ -414,7 +340,7 @@ func (l *lab) run(t *testing.T, marked bool) {
 	if *record {
 		l.record(t, ctx, &recording, map[bool]string{true: "marked", false: "plain"}[marked])
 	}
-	l.visitAll()
+	l.visitAll(t)
 	deadline := time.Now().Add(patience)
 	for live.count() < len(scenarios) && time.Now().Before(deadline) {
 		time.Sleep(300 * time.Millisecond)
@@ -430,7 +356,7 @@ func (l *lab) run(t *testing.T, marked bool) {
 		live.check(t, s, marked)
 		// The service's own word for it.
 		l.mu.Lock()
-		if peer := fmt.Sprintf("%s:%d", intruderAddr, s.port+10000); s.serve != nil && l.peers[peer] == 0 {
+		if peer := fmt.Sprintf("%s:%d", intruderAddr, s.port+10000); s.serve != nil && s.tool == nil && l.peers[peer] == 0 {
 			t.Errorf("%s: the service did not see %s", s.name, peer)
 		}
 		l.mu.Unlock()

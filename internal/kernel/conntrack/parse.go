@@ -30,6 +30,7 @@ const (
 	ctaCountersReply = 10
 	ctaID            = 12
 	ctaTimestamp     = 20
+	ctaMarkMask      = 21
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2

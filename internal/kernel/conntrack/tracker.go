@@ -88,6 +88,7 @@ type live struct {
 	flow      Flow
 	closed    deception.EndReason // who sent the first FIN, if an event told
 	state     TCPState            // of the last event but DESTROY
+	before    TCPState            // of the last event in another state than CLOSE
 	missing   int                 // how many dumps in a row did not have it
 	confirmed bool                // handshake complete, or answered
 }
@@ -170,6 +171,9 @@ func (l *live) note(e Event) {
 	}
 	if e.HasTCP && e.Type != EventDestroy {
 		l.state = e.TCPState
+		if e.TCPState != TCPClose {
+			l.before = e.TCPState
+		}
 	}
 	if l.closed != deception.EndNone {
 		return
@@ -253,15 +257,24 @@ func (l *live) reason(e Event) (reason deception.EndReason, inferred bool) {
 	case TCPSynSent, TCPSynSent2:
 		return deception.EndRefused, false // no answer: it could not be reached
 	case TCPClose:
-		switch {
-		case l.confirmed:
-			return deception.EndClientReset, true
-		case l.state == TCPSynRecv:
-			return deception.EndClientReset, true // a half-open scan
-		}
-		return deception.EndRefused, true
+		return l.resetBy(e)
 	case TCPFinWait, TCPCloseWait, TCPLastAck, TCPTimeWait:
 		return deception.EndClientClosed, true
 	}
 	return deception.EndIdle, false
+}
+
+// resetBy concludes who sent the RST that no mark tells of. The kernel kills a
+// connection at once whose first answer is a RST, or that is reset before any
+// answer, so that no rule can mark it; its counters tell the two apart.
+func (l *live) resetBy(e Event) (reason deception.EndReason, inferred bool) {
+	switch {
+	case e.Status&StatusSeenReply == 0 && e.ReplyCount.Packets > 0:
+		return deception.EndRefused, false
+	case e.Status&StatusSeenReply == 0 && e.OrigCount.Packets > 0:
+		return deception.EndClientReset, false
+	case l.confirmed, l.before == TCPSynRecv: // the latter is a half-open scan
+		return deception.EndClientReset, true
+	}
+	return deception.EndRefused, true
 }

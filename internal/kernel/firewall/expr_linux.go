@@ -38,7 +38,11 @@ func iif(name string) exprs    { return exprs{meta(expr.MetaKeyIIFNAME), equal(i
 func notIIF(name string) exprs { return exprs{meta(expr.MetaKeyIIFNAME), differs(ifname(name)...)} }
 func oif(name string) exprs    { return exprs{meta(expr.MetaKeyOIFNAME), equal(ifname(name)...)} }
 
-// oifPrefix matches every interface whose name begins with prefix.
+// iifPrefix matches every interface whose name begins with prefix.
+func iifPrefix(prefix string) exprs {
+	return exprs{meta(expr.MetaKeyIIFNAME), equal([]byte(prefix)...)}
+}
+
 func oifPrefix(prefix string) exprs {
 	return exprs{meta(expr.MetaKeyOIFNAME), equal([]byte(prefix)...)}
 }

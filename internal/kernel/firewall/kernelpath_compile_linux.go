@@ -68,8 +68,8 @@ func compileKernelPath(k *KernelPath) (*ruleset, error) {
 	forward := want.chain("kernel-path-forward", &hook{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: *nftables.ChainPriorityFilter, drop: true})
 	forward.add("closing", tcpAny(tcpFIN|tcpRST), jump(kernelPathClose))
 	forward.add("refused", ctState(expr.CtStateBitRELATED), jump(kernelPathClose))
+	forward.add("answers", ctReply(), iif(k.Uplink), oif(k.LAN), redirected, accept())
 	forward.add("to services", iif(k.LAN), oif(k.Uplink), redirected, accept())
-	forward.add("answers", iif(k.Uplink), oif(k.LAN), redirected, ctReply(), accept())
 
 	// The first sign of an end decides: whoever sends a FIN or RST after
 	// that only answers it.
@@ -228,7 +228,9 @@ func compileSegmentLink(others segments, k *KernelPath) *ruleset {
 	}
 	links := want.set(newSet(segmentLinks, nftables.TypeIFName, nftables.TypeVerdict))
 	pre := want.chain("segment-prerouting", &hook{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookPrerouting, priority: *nftables.ChainPriorityMangle})
-	pre.add("by segment", iifGoto(segmentLinks))
+	// The prefix spares every other packet of the host the map.
+	pre.add("by segment", iifPrefix(SegmentLinkPrefix), iifGoto(segmentLinks))
+	pre.add("a segment without rules yet", iifPrefix(SegmentLinkPrefix), drop())
 	marks := others.marks || (k != nil && k.Reply == ReplyByMark)
 	aliases := others.aliases || (k != nil && k.Reply == ReplyByAlias)
 	if marks {

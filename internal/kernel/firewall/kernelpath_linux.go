@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -147,27 +148,23 @@ func (k *KernelPath) normalise() error {
 	}
 	for _, r := range k.Redirects {
 		if err := k.check(r); err != nil {
-			return fmt.Errorf("%w: redirect %s %s to %s: %s", ErrInvalid, r.Transport, r.Decoy, r.Service, err)
+			return fmt.Errorf("%w: redirect %s %s to %s: %w", ErrInvalid, r.Transport, r.Decoy, r.Service, err)
 		}
 	}
 	return nil
 }
 
-type reason string
-
-func (r reason) Error() string { return string(r) }
-
 func (k *KernelPath) check(r Redirect) error {
 	switch {
 	case r.Transport != deception.TCP && r.Transport != deception.UDP:
-		return reason("neither TCP nor UDP")
+		return errors.New("neither TCP nor UDP")
 	case !r.Decoy.IsValid() || !r.Service.IsValid() || r.Decoy.Port() == 0 || r.Service.Port() == 0:
-		return reason("address or port is missing")
+		return errors.New("address or port is missing")
 	case r.Decoy.Addr().Is4() != r.Service.Addr().Is4() || r.Decoy.Addr().Is4In6() || r.Service.Addr().Is4In6():
-		return reason("the families differ")
+		return errors.New("the families differ")
 	}
 	if k.Reply == ReplyByAlias && !slices.ContainsFunc(k.Aliases, func(p netip.Prefix) bool { return p.Contains(r.Service.Addr()) }) {
-		return reason("the service address is in none of the segment's alias pools")
+		return errors.New("the service address is in none of the segment's alias pools")
 	}
 	return nil
 }

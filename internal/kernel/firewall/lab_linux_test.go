@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -28,14 +29,14 @@ const (
 
 // testNS is a namespace made with ip(8).
 type testNS struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	file *os.File
 }
 
 var nsCounter atomic.Int64
 
-func newNS(t *testing.T, what string) *testNS {
+func newNS(t testing.TB, what string) *testNS {
 	t.Helper()
 	name := fmt.Sprintf("fw%d-%d-%s", os.Getpid(), nsCounter.Add(1), what)
 	run(t, "ip", "netns", "add", name)
@@ -85,7 +86,7 @@ func (n *testNS) try(script string) (string, error) {
 	return string(out), err
 }
 
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -95,11 +96,22 @@ func run(t *testing.T, name string, args ...string) string {
 }
 
 // connect joins two namespaces by a veth pair.
-func connect(t *testing.T, a *testNS, aName string, b *testNS, bName string) {
+func connect(t testing.TB, a *testNS, aName string, b *testNS, bName string) {
 	t.Helper()
 	run(t, "ip", "link", "add", aName, "netns", a.name, "type", "veth", "peer", "name", bName, "netns", b.name)
 	a.exec("ip link set " + aName + " up")
 	b.exec("ip link set " + bName + " up")
+}
+
+// knows gives n the link-layer address of its neighbour for addresses. The
+// neighbour tables are the whole machine's, and another test may have filled them;
+// permanent entries always find room.
+func (n *testNS) knows(dev string, peer *testNS, peerDev string, addrs ...string) {
+	n.t.Helper()
+	mac := strings.TrimSpace(peer.exec("cat /sys/class/net/" + peerDev + "/address"))
+	for _, a := range addrs {
+		n.exec("ip neigh replace " + a + " dev " + dev + " lladdr " + mac + " nud permanent")
+	}
 }
 
 // listenTCP serves what each accepted connection is handed to.
@@ -112,20 +124,28 @@ func (n *testNS) listenTCP(addr string, transparent bool, serve func(net.Conn)) 
 		l, err = lc.Listen(context.Background(), "tcp", addr)
 		return err
 	})
-	n.t.Cleanup(func() { _ = l.Close() })
-	go func() {
+	// A client may have vanished behind a rule, so the connections are closed too.
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
+			serving.Go(func() {
 				defer c.Close()
+				defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 				_ = c.SetDeadline(time.Now().Add(2 * patience))
 				serve(c)
-			}()
+			})
 		}
-	}()
+	})
+	n.t.Cleanup(func() {
+		_ = l.Close()
+		cancel()
+		serving.Wait()
+	})
 }
 
 // tellPeer is a service that says whom it sees and echoes a line.
@@ -154,8 +174,9 @@ func (n *testNS) listenUDP(addr string, transparent bool) (received *atomic.Int6
 		pc, err = lc.ListenPacket(context.Background(), "udp", addr)
 		return err
 	})
-	n.t.Cleanup(func() { _ = pc.Close() })
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		buf := make([]byte, 2048)
 		for {
 			k, from, err := pc.ReadFrom(buf)
@@ -168,6 +189,10 @@ func (n *testNS) listenUDP(addr string, transparent bool) (received *atomic.Int6
 			_, _ = pc.WriteTo(append([]byte(from.String()+"\n"), bytes.Repeat([]byte("x"), size)...), from)
 		}
 	}()
+	n.t.Cleanup(func() {
+		_ = pc.Close()
+		<-done
+	})
 	return received
 }
 
@@ -224,7 +249,7 @@ func ask(c net.Conn, text string) (string, error) {
 }
 
 // firstLine reads what a service that speaks first says.
-func firstLine(t *testing.T, c net.Conn) string {
+func firstLine(t testing.TB, c net.Conn) string {
 	t.Helper()
 	buf := make([]byte, 256)
 	k, err := c.Read(buf)
@@ -234,7 +259,7 @@ func firstLine(t *testing.T, c net.Conn) string {
 	return strings.TrimSpace(string(buf[:k]))
 }
 
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if cond() {

@@ -73,8 +73,13 @@ func compileZones(zones []ZoneRules) (*ruleset, error) {
 	before := *nftables.ChainPriorityFilter - 10
 	want.chain("zone-input", &hook{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookInput, priority: before}).
 		add("by zone", iifGoto(zoneInputs))
-	want.chain("zone-forward", &hook{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: before}).
-		add("by zone", iifGoto(zoneForwards))
+	forward := want.chain("zone-forward", &hook{kind: nftables.ChainTypeFilter, hook: *nftables.ChainHookForward, priority: before})
+	// The kernel path's packets first. The segment's namespace lets nothing on
+	// but answers of its own flows, and nothing of a segment reached this hook
+	// that was not let through before the routing.
+	forward.add("kernel path answers", segmentMark(), oifPrefix(SegmentLinkPrefix), accept())
+	forward.add("kernel path", iifPrefix(SegmentLinkPrefix), accept())
+	forward.add("by zone", iifGoto(zoneForwards))
 	compileToHost(want.chain(zoneToHost, nil))
 
 	names, links := map[string]bool{}, map[string]bool{}
@@ -152,8 +157,6 @@ func compileZone(want *ruleset, z ZoneRules) error {
 	deny(in)
 
 	forward := want.chain(forwardName, nil)
-	// The segment's namespace lets nothing on but answers of its own flows.
-	forward.add("kernel path answers", oifPrefix(SegmentLinkPrefix), segmentMark(), accept())
 	// Seen here only where br_netfilter is on.
 	forward.add("within the zone", oif(z.Link), accept())
 	deny(forward)
