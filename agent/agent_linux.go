@@ -82,10 +82,20 @@ func New(cfg Config) (*Agent, error) {
 // Apply makes the machine's segments what state says, with bound ports open as
 // far as open tells. Segments that are not in state go. A fault in one segment
 // does not stop the others: the errors are joined.
+//
+// The gateway must already lead new flows by table. Flows of decoys that go are
+// ended first: an IPv4 address that is no longer ours is no source for the
+// kernel to send the reset from (ip_route_output_key refuses it), and the
+// intruder would hang in a connection that nobody holds.
 func (a *Agent) Apply(ctx context.Context, state *deception.State, table *deception.Table, open func(health.Port) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state, a.table = state, table
+	a.cfg.Engine.CloseFlows(func(f *relay.Flow) bool {
+		s := &f.Session
+		_, bound := table.Lookup(f.Listener.Name, s.Transport, s.Destination)
+		return !bound && state.Segment(f.Listener.Name) != nil // a segment that goes sees to its own
+	}, deception.EndUnbound)
 	var errs []error
 	for name, s := range a.segments {
 		if state.Segment(name) == nil {
@@ -152,7 +162,7 @@ func (a *Agent) HostRoutes() route.Desired {
 	for _, name := range sortedNames(a.segments) {
 		if s := a.segments[name]; s.plan.link.Uplink {
 			d.Routes = append(d.Routes, hostUplinkRoutes(name, s.plan.index)...)
-			d.Rules = append(d.Rules, hostUplinkRules(s.plan.index)...)
+			d.Rules = append(d.Rules, hostUplinkRules(s.plan.index, a.state.Zones)...)
 		}
 	}
 	return d

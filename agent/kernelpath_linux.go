@@ -19,15 +19,17 @@ import (
 // before those of the zones' links.
 const kernelPathPriority = 14210
 
-// Dumps of the kernel's table. One compares our books with it: after events
-// were lost and now and then. But a dump also evicts what has expired, and so
-// brings the last event of a closed flow, for which the kernel's own collector
-// takes up to two minutes where no packets come by (gc_worker in
-// nf_conntrack_core.c). Under load packets do that, and the dump would cost.
 const (
-	dumpEvery    = time.Second
-	busyEvents   = 2000 // events between two turns from which no dump is needed
-	compareEvery = 60   // turns
+	// tickEvery is how often running flows are looked over.
+	tickEvery = time.Second
+	// announceAfter is the age at which a running flow is recorded as started.
+	// A session that is over by then is written once, in full; the kernel tells
+	// of its end a good second after the last packet.
+	announceAfter = 3 * time.Second
+	// compareTurns is how many ticks there are between two comparisons of our
+	// books with the kernel's table when no event was lost. One comparison reads
+	// the whole machine's table.
+	compareTurns = 60
 )
 
 // kernelPath turns the connection tracking events of one segment's namespace
@@ -45,7 +47,6 @@ type kernelPath struct {
 	tracker  *conntrack.Tracker
 	sessions map[flowKey]boundFlow
 	facts    []conntrack.Fact
-	events   uint64
 }
 
 // flowKey tells the flows of one tracker apart.
@@ -54,19 +55,18 @@ type flowKey struct {
 	source, destination netip.AddrPort
 }
 
-// boundFlow is what a running flow was bound to when it began.
+// boundFlow is a running flow and what it was bound to when it began.
 type boundFlow struct {
+	flow           conntrack.Flow
 	id             deception.SessionID
 	decoy, service string
+	announced      bool
 }
 
-// applyKernelPath brings the segment's translations to its plan and starts or
-// ends the recording of its flows. Recording starts before the first
+// applyKernelPath brings the segment's translations to its plan and starts the
+// recording of its flows. Recording starts before the first
 // translation, so that no flow goes unseen.
 func (s *segment) applyKernelPath(ctx context.Context) error {
-	if !s.plan.link.Uplink {
-		return s.closeKernelPath(ctx)
-	}
 	if s.kernel == nil {
 		k, err := s.openKernelPath()
 		if err != nil {
@@ -157,30 +157,28 @@ func (k *kernelPath) lost() uint64 { return k.listener.Lost() }
 func (k *kernelPath) observe(e conntrack.Event) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.events++
 	k.facts = k.tracker.Observe(k.facts[:0], e)
 	k.record()
 }
 
-// follow dumps the kernel's table as often as is good: at the start, for flows
-// that a dead process left running, after a loss of events, and while flows
-// are about to end.
+// follow records the flows that go on running, and compares our books with the
+// kernel's table: at the start, for flows that a dead process left running,
+// after a loss of events, and now and then.
 func (k *kernelPath) follow(ctx context.Context, ns conntrack.Namespace) {
 	defer close(k.done)
-	ticker := time.NewTicker(dumpEvery)
+	ticker := time.NewTicker(tickEvery)
 	defer ticker.Stop()
-	var lost, events uint64
+	var lost uint64
 	// Two dumps in a row must lack a flow before it counts as gone.
 	for due, turn := 2, 0; ; turn++ {
-		if now := k.lost(); now != lost || turn%compareEvery == 0 {
+		if now := k.lost(); now != lost || turn%compareTurns == 0 {
 			lost, due = now, 2
 		}
-		live, seen := k.progress()
-		if due > 0 || live > 0 && seen-events < busyEvents {
-			due = max(0, due-1)
+		if due > 0 {
+			due--
 			k.compare(ns)
 		}
-		events = seen
+		k.announce(time.Now().Add(-announceAfter))
 		select {
 		case <-ctx.Done():
 			return
@@ -189,11 +187,18 @@ func (k *kernelPath) follow(ctx context.Context, ns conntrack.Namespace) {
 	}
 }
 
-// progress returns how many flows run and how many events were seen in all.
-func (k *kernelPath) progress() (live int, events uint64) {
+// announce records flows that began before a time as started.
+func (k *kernelPath) announce(before time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.tracker.Live(), k.events
+	for key, b := range k.sessions {
+		if !b.announced && b.flow.Start.Before(before) {
+			b.announced = true
+			k.sessions[key] = b
+			s := k.session(&b.flow, &b)
+			k.cfg.Recorder.Started(&s)
+		}
+	}
 }
 
 func (k *kernelPath) compare(ns conntrack.Namespace) {
@@ -218,11 +223,10 @@ func (k *kernelPath) record() {
 			bound = k.bind(f)
 			k.sessions[key] = bound
 		}
-		s := k.session(f, bound)
 		if k.facts[i].Started() {
-			k.cfg.Recorder.Started(&s)
-			continue
+			continue // announce comes by
 		}
+		s := k.session(f, &bound)
 		delete(k.sessions, key)
 		k.cfg.Recorder.Ended(&s)
 	}
@@ -230,14 +234,14 @@ func (k *kernelPath) record() {
 
 // bind names a flow that has begun, by the table of that moment.
 func (k *kernelPath) bind(f *conntrack.Flow) boundFlow {
-	b := boundFlow{id: k.cfg.NewID(f.Start)}
+	b := boundFlow{flow: *f, id: k.cfg.NewID(f.Start)}
 	if t, ok := k.table.Lookup(k.segment, f.Transport, f.Destination); ok {
 		b.decoy, b.service = t.Decoy.Name, t.Service.Name
 	}
 	return b
 }
 
-func (k *kernelPath) session(f *conntrack.Flow, bound boundFlow) deception.Session {
+func (k *kernelPath) session(f *conntrack.Flow, bound *boundFlow) deception.Session {
 	s := deception.Session{
 		ID: bound.id, Start: f.Start, End: f.End,
 		Node: k.node, Segment: k.segment, Decoy: bound.decoy, Service: bound.service,
@@ -277,13 +281,19 @@ func hostUplinkRoutes(segment string, index int) []route.Route {
 	}
 }
 
-func hostUplinkRules(index int) []route.Rule {
+// hostUplinkRules apply to what comes in at a zone's link: replies, and the
+// kernel's own question where an intruder's source address would be answered
+// to. Packets on their way to a service carry the mark too and are routed as
+// the host routes.
+func hostUplinkRules(index int, zones []deception.Zone) []route.Rule {
 	var out []route.Rule
-	for _, family := range []route.Family{route.IPv4, route.IPv6} {
-		out = append(out, route.Rule{
-			Family: family, Priority: kernelPathPriority,
-			Mark: firewall.MarkTag | uint32(index), Mask: 0xffffffff, Table: route.TableKernelPath(index),
-		})
+	for _, z := range zones {
+		for _, family := range []route.Family{route.IPv4, route.IPv6} {
+			out = append(out, route.Rule{
+				Family: family, Priority: kernelPathPriority, IIF: z.Link,
+				Mark: firewall.MarkTag | uint32(index), Mask: 0xffffffff, Table: route.TableKernelPath(index),
+			})
+		}
 	}
 	return out
 }

@@ -56,6 +56,12 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 		}
 		s.ns = ns
 	}
+	if p.link.Uplink {
+		// Before the namespace forwards, so that it never forwards what it should not.
+		if err := s.applyKernelPath(ctx); err != nil {
+			return err
+		}
+	}
 	var err error
 	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, p.link); err != nil {
 		return err // without a link there is nothing to put addresses on
@@ -64,7 +70,10 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 	status, err := route.Apply(ctx, s.ns, p.routes)
 	errs = append(errs, err)
 	s.agent.cfg.Log.Debug("addresses applied", "segment", s.name, "added", status.Added, "removed", status.Removed)
-	errs = append(errs, s.steer(ctx, steeredBy), s.applyKernelPath(ctx))
+	errs = append(errs, s.steer(ctx, steeredBy))
+	if !p.link.Uplink {
+		errs = append(errs, s.closeKernelPath(ctx))
+	}
 	return errors.Join(errs...)
 }
 

@@ -126,6 +126,15 @@ func HostRoutes(state *deception.State) route.Desired {
 		d.Routes = append(d.Routes, route.Route{Dst: all, Dev: "lo", Table: route.TableZone, Type: route.Local})
 	}
 	for _, z := range state.Zones {
+		for _, p := range z.Subnets {
+			// Were the zone's own subnet delivered here too, the kernel would
+			// answer ARP for every address in it (arp_process asks the same
+			// tables), and services on one bridge would lose each other.
+			// IPv6 asks the interface's addresses instead.
+			if p.Addr().Is4() {
+				d.Routes = append(d.Routes, route.Route{Dst: p, Table: route.TableZone, Type: route.Throw})
+			}
+		}
 		for _, f := range []route.Family{route.IPv4, route.IPv6} {
 			d.Rules = append(d.Rules, route.Rule{Family: f, Priority: rulePriority, IIF: z.Link, Table: route.TableZone})
 		}

@@ -80,6 +80,10 @@ func TestKernelPath(t *testing.T) {
 				u := o.udp(net.JoinHostPort(decoy, "161"))
 				o.wantRecorded("snmp", u.LocalAddr(), u.RemoteAddr(), "", o.UDP.Peers)
 			}
+			// A strict host (the effective value is the maximum of an interface's
+			// own and all) checks every source address; ours must pass.
+			o.Gateway.Sysctl("net.ipv4.conf.all.rp_filter", "1")
+			o.wantWeb("192.0.2.105")
 			o.wantKernelReset(t)
 			o.wantMixedPaths(t)
 			o.wantClosedWhileDown(t)
@@ -185,6 +189,19 @@ func (o *office) wantClosedWhileDown(t *testing.T) {
 	o.wantWeb("192.0.2.104")
 	check(t, o.Redis.Start(t.Context()))
 	eventually(t, 10*time.Second, func() error { return o.keepOpen("192.0.2.104:6379").ping() })
+}
+
+// The host answers ARP at a zone's link for its own address only: services on
+// one bridge must find each other, though what they send is delivered locally.
+func TestZoneKeepsItsNeighbours(t *testing.T) {
+	t.Parallel()
+	o := kernelOffice(t, false)
+	for address, answered := range map[string]bool{"10.1.0.1": true, "10.1.0.77": false} {
+		out, err := o.Linux.Run(t.Context(), "arping", "-c", "2", "-w", "2", "-I", "eth0", address)
+		if (err == nil) != answered {
+			t.Errorf("arping %s answered = %v, want %v: %s", address, err == nil, answered, out)
+		}
+	}
 }
 
 // One intruder's port towards many decoys of one service, over and over at full

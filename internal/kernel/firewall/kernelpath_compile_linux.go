@@ -273,8 +273,14 @@ func compileFromSegment(want *ruleset, k *KernelPath) {
 	name := "segment-" + k.HostLink
 	want.counters[name] = true
 	from := want.chain(name, nil)
+	// The mark lets a strict rp_filter find the way back into the segment: the
+	// kernel looks it up with the packet's mark, as if from the outgoing link.
+	marked := exprs{
+		&expr.Immediate{Register: 1, Data: nativeUint32(k.Mark())},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}
 	if k.Reply == ReplyByMark {
-		from.add("established", ctMark(k.Mark()), accept())
+		from.add("established", ctMark(k.Mark()), marked, accept())
 	}
 	for _, is4 := range []bool{true, false} {
 		s := newSet(k.targetSet(is4), addrType(is4), nftables.SetDatatype{})
@@ -287,7 +293,7 @@ func compileFromSegment(want *ruleset, k *KernelPath) {
 		if k.Reply == ReplyByMark {
 			mark = setCtMark(k.Mark())
 		}
-		from.add("to services", toSet(is4, s.name), mark, accept())
+		from.add("to services", toSet(is4, s.name), mark, marked, accept())
 	}
 	from.add("neighbour discovery", icmp(unix.IPPROTO_ICMPV6, 135, 136), onLink(), accept())
 	from.add("denied", count(name), drop())

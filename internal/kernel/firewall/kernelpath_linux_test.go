@@ -47,10 +47,10 @@ func newPathLab(t testing.TB) *pathLab {
 		ip route add default via 100.64.0.1; ip -6 route add default via fd64::1`)
 	// The check of a source asks for the way back as if from the zone's link,
 	// where every address is local.
-	l.gw.exec(`sysctl -qw net.ipv4.conf.dnv-1.accept_local=1
+	l.gw.exec(`sysctl -qw net.ipv4.conf.dnv-1.src_valid_mark=1
 		ip addr add 100.64.0.1/30 dev dnv-1; ip addr add fd64::1/64 dev dnv-1 nodad
-		ip rule add fwmark 0x0dec0001 lookup 14301 pref 14210; ip route add default via 100.64.0.2 dev dnv-1 table 14301
-		ip -6 rule add fwmark 0x0dec0001 lookup 14301 pref 14210; ip -6 route add default via fd64::2 dev dnv-1 table 14301
+		ip rule add iif br-linux fwmark 0x0dec0001 lookup 14301 pref 14210; ip route add default via 100.64.0.2 dev dnv-1 table 14301
+		ip -6 rule add iif br-linux fwmark 0x0dec0001 lookup 14301 pref 14210; ip -6 route add default via fd64::2 dev dnv-1 table 14301
 		ip route add 10.9.0.0/16 via 10.1.0.2; ip -6 route add fd09::/64 via fd01::2`)
 	l.svc.exec(`ip route add local 10.9.0.0/16 dev lo; ip -6 route add local fd09::/64 dev lo
 		sysctl -qw net.ipv6.ip_nonlocal_bind=1`)

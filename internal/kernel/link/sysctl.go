@@ -93,14 +93,12 @@ func uplinkSysctls(name string, ipv6 bool) sysctls {
 		must: map[string]string{
 			v4 + "forwarding": "1",
 			v4 + "rp_filter":  "0",
-			// Where the host's own all.rp_filter is strict, the reverse lookup
-			// heeds the packet's mark, which leads back into the segment.
-			v4 + "src_valid_mark": "1",
 			// The check of a source address looks up the way back as if it came
-			// from the outgoing link (__fib_validate_source). From a zone's link
-			// everything is delivered locally, so the answer to "where is the
-			// intruder" is "here", which is martian unless this is set.
-			v4 + "accept_local":     "1",
+			// from the outgoing link (__fib_validate_source), and from a zone's
+			// link everything is delivered locally: a martian source. With this
+			// the lookup heeds the packet's mark, which leads back into the
+			// segment, also where the host's own all.rp_filter is strict.
+			v4 + "src_valid_mark":   "1",
 			v4 + "accept_redirects": "0",
 			v4 + "send_redirects":   "0",
 		},

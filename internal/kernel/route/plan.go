@@ -117,6 +117,9 @@ func (r *resolver) route(rt Route) {
 	switch {
 	case !rt.Dst.IsValid():
 		err = errors.New("no destination")
+	case rt.Type == Throw && (rt.Dst.Addr().Is6() || rt.Via.IsValid()):
+		err = errors.New("a throw route is IPv4 and leads nowhere")
+	case rt.Type == Throw:
 	case rt.Type != Unicast && rt.Type != Local:
 		err = fmt.Errorf("unknown type %d", rt.Type)
 	case rt.Via.IsValid() && rt.Via.Is4() != rt.Dst.Addr().Is4():

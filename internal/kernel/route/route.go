@@ -47,6 +47,7 @@ type Type uint8
 const (
 	Unicast Type = 1 // RTN_UNICAST: send it on
 	Local   Type = 2 // RTN_LOCAL: it is for us
+	Throw   Type = 9 // RTN_THROW: not in this table, ask the next rule; IPv4 only
 )
 
 // Family selects IPv4 or IPv6.
@@ -190,14 +191,17 @@ func boolRank(b bool) int {
 // describe writes the route as ip(8) does.
 func (r routeEntry) describe(dev func(int) string) string {
 	var b strings.Builder
-	if r.Type == Local {
+	switch r.Type {
+	case Local:
 		b.WriteString("local ")
+	case Throw:
+		b.WriteString("throw ")
 	}
 	b.WriteString(r.Dst.String())
 	if r.Via.IsValid() {
 		b.WriteString(" via " + r.Via.String())
 	}
-	if name := dev(r.Dev); name != "" {
+	if name := dev(r.Dev); name != "" && r.Type != Throw {
 		b.WriteString(" dev " + name)
 	}
 	fmt.Fprintf(&b, " table %s", tableName(r.Table))

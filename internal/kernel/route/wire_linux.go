@@ -74,7 +74,7 @@ func appendRoute(b []byte, r routeEntry) []byte {
 	scope := byte(unix.RT_SCOPE_UNIVERSE)
 	if is4 && r.Type == Local {
 		scope = unix.RT_SCOPE_HOST
-	} else if is4 && !r.Via.IsValid() {
+	} else if is4 && r.Type == Unicast && !r.Via.IsValid() {
 		scope = unix.RT_SCOPE_LINK
 	}
 	var flags uint32
@@ -87,7 +87,9 @@ func appendRoute(b []byte, r routeEntry) []byte {
 		b = attributeAddr(b, unix.RTA_DST, r.Dst.Addr())
 	}
 	b = attribute32(b, unix.RTA_TABLE, r.Table)
-	b = attribute32(b, unix.RTA_OIF, uint32(r.Dev))
+	if r.Type != Throw {
+		b = attribute32(b, unix.RTA_OIF, uint32(r.Dev))
+	}
 	if r.Metric != 0 {
 		b = attribute32(b, unix.RTA_PRIORITY, r.Metric)
 	}

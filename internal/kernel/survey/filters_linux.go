@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -309,22 +310,47 @@ func (d *decoder) lookup(e *expr.Lookup) {
 	var all []string
 	for _, el := range elements {
 		values := d.values(l, el.Key)
-		if len(values) == 0 || e.IsDestRegSet && el.VerdictData == nil {
+		verdict, ok := elementVerdict(el.Val)
+		if len(values) == 0 || e.IsDestRegSet && !ok {
 			d.unknownLookup(e)
 			return
 		}
 		all = append(all, values...)
 		if e.IsDestRegSet {
 			r := Rule{Conditions: []Condition{{Key: l.key, Values: values}}}
-			r.Verdict, r.Target = verdictOf(el.VerdictData)
+			r.Verdict, r.Target = verdictOf(&verdict)
 			d.branches = append(d.branches, r)
 		}
 	}
+	// The kernel lists elements in an order of its own.
+	slices.Sort(all)
+	slices.SortFunc(d.branches, func(a, b Rule) int { return strings.Compare(a.Conditions[0].Values[0], b.Conditions[0].Values[0]) })
 	if e.IsDestRegSet {
 		d.mapped = true
 		return
 	}
 	d.condition(Condition{Key: l.key, Not: e.Invert, Values: all})
+}
+
+// elementVerdict reads a verdict map's value, which the library hands on as the
+// kernel has sent it: the attributes NFTA_VERDICT_CODE and NFTA_VERDICT_CHAIN.
+func elementVerdict(b []byte) (expr.Verdict, bool) {
+	var v expr.Verdict
+	ad, err := netlink.NewAttributeDecoder(b)
+	if err != nil {
+		return v, false
+	}
+	ad.ByteOrder = binary.BigEndian
+	coded := false
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			v.Kind, coded = expr.VerdictKind(int32(ad.Uint32())), true
+		case unix.NFTA_VERDICT_CHAIN:
+			v.Chain = ad.String()
+		}
+	}
+	return v, coded && ad.Err() == nil
 }
 
 // unknownLookup notes a lookup that says nothing: of a map, whose verdict may be
