@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +48,9 @@ type kernelPath struct {
 	tracker  *conntrack.Tracker
 	sessions map[flowKey]boundFlow
 	facts    []conntrack.Fact
+	// ended are the flows that ended while a dump is read, nil at other times:
+	// the dump may still hold them as alive.
+	ended map[flowKey]struct{}
 }
 
 // flowKey tells the flows of one tracker apart.
@@ -202,6 +206,9 @@ func (k *kernelPath) announce(before time.Time) {
 }
 
 func (k *kernelPath) compare(ns conntrack.Namespace) {
+	k.mu.Lock()
+	k.ended = map[flowKey]struct{}{}
+	k.mu.Unlock()
 	dump, err := conntrack.Dump(ns)
 	if err != nil {
 		k.cfg.Log.Warn("compare sessions of the kernel path with the kernel", "segment", k.segment, slog.Any("error", err))
@@ -209,6 +216,11 @@ func (k *kernelPath) compare(ns conntrack.Namespace) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	dump = slices.DeleteFunc(dump, func(e conntrack.Event) bool {
+		_, over := k.ended[flowKey{e.ID, e.Orig.Src, e.Orig.Dst}]
+		return over
+	})
+	k.ended = nil
 	k.facts = k.tracker.Sync(k.facts[:0], dump, time.Now())
 	k.record()
 }
@@ -228,6 +240,9 @@ func (k *kernelPath) record() {
 		}
 		s := k.session(f, &bound)
 		delete(k.sessions, key)
+		if k.ended != nil {
+			k.ended[key] = struct{}{}
+		}
 		k.cfg.Recorder.Ended(&s)
 	}
 }

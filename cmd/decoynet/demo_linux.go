@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decoynet/internal/demo"
+	"decoynet/internal/lab"
 )
 
 // interrupted is the status that shells give a program ended by ^C.
@@ -49,6 +50,9 @@ func demoCommand() *cobra.Command {
 			encoder := json.NewEncoder(cmd.OutOrStdout())
 			encoder.SetIndent("", "  ")
 			err = errors.Join(err, encoder.Encode(summary))
+		}
+		if errors.Is(err, lab.ErrExists) {
+			err = fmt.Errorf("%w; end it (`decoynet lab down --name %s`) or name another (--name)", err, o.Name)
 		}
 		if summary.Interrupted && errors.Is(err, context.Canceled) {
 			return &exitError{interrupted, errors.New("")}

@@ -224,6 +224,21 @@ func TestTrackerSequences(t *testing.T) {
 	}
 }
 
+// A dump may be ahead of the events: the NEW event of a flow that it brought is
+// no second flow, the next one is.
+func TestTrackerSyncAheadOfEvents(t *testing.T) {
+	tracker := conntrack.NewTracker()
+	var got []string
+	got = append(got, told(tracker.Sync(nil, []conntrack.Event{flow(conntrack.EventUpdate, 1, 1)}, time.Unix(1, 0)))...)
+	for _, kind := range []conntrack.EventType{conntrack.EventNew, conntrack.EventDestroy, conntrack.EventNew, conntrack.EventNew} {
+		got = append(got, told(tracker.Observe(nil, flow(kind, 1, 2)))...)
+	}
+	want := []string{"start 01", "end 02 idle", "start 02", "end 02 lost", "start 02"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestTrackerSync(t *testing.T) {
 	tracker := conntrack.NewTracker()
 	sync := func(sec int64, dump ...conntrack.Event) []string {

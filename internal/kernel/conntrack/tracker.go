@@ -89,6 +89,7 @@ type live struct {
 	closed    deception.EndReason // who sent the first FIN, if an event told
 	state     TCPState            // of the last event but DESTROY
 	before    TCPState            // of the last event in another state than CLOSE
+	early     bool                // known from a dump whose NEW event may still be on its way
 	missing   int                 // how many dumps in a row did not have it
 	confirmed bool                // handshake complete, or answered
 }
@@ -107,17 +108,19 @@ func (t *Tracker) Observe(dst []Fact, e Event) []Fact {
 	}
 	key := flowKey{e.ID, e.Orig.Src, e.Orig.Dst}
 	l := t.live[key]
-	if l != nil && e.Type == EventNew {
+	if l != nil && e.Type == EventNew && !l.early {
 		// Its end was lost, and the kernel has given the same identity
 		// to the next flow of the same tuple.
 		dst = t.end(dst, key, l, Event{At: e.At})
 		l = nil
 	}
-	if l == nil {
+	fresh := l == nil
+	if fresh {
 		l = &live{flow: flowOf(e)}
 		t.live[key] = l
 		dst = append(dst, Fact{Flow: l.flow})
 	}
+	l.early = e.Type != EventNew && (l.early || fresh)
 	l.missing = 0
 	l.note(e)
 	if e.Type != EventDestroy {
