@@ -90,8 +90,8 @@ func (n *node) noteHealth() {
 //
 // The order keeps every midpoint safe: zones are contained before anything
 // leads into them, services are known to be up before their ports open, the
-// table knows a binding before its port opens, and flows whose binding is gone
-// end last.
+// table knows a binding before its port opens. Flows of decoys that go are ended
+// by the agent while their address still stands; those led elsewhere end last.
 func (n *node) apply(ctx context.Context, doc *config.Document) error {
 	n.applying.Lock()
 	defer n.applying.Unlock()

@@ -1,8 +1,9 @@
-// Package health tells which services' ports are open, without the services
-// noticing: a TCP port is asked with a SYN of our own whose answer the kernel
-// resets, so that no server accepts a connection and no server's log fills with
-// checks, which an analyst would have to tell from intruders. A UDP port counts
-// as open until an ICMP port unreachable comes back.
+// Package health tells which services' ports are open. A TCP port is asked with
+// a SYN of our own whose answer the kernel resets: no server accepts a
+// connection, and no server's log fills with checks, which an analyst would have
+// to tell from intruders. A UDP port is sent an empty datagram and counts as open
+// until an ICMP port unreachable comes back; a server that logs every datagram
+// shows these, from this machine's own address.
 package health
 
 import (

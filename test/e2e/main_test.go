@@ -99,6 +99,7 @@ type office struct {
 	t *testing.T
 	lab.Topology
 	data, file string
+	since      time.Time // when this test began
 	*daemon
 }
 
@@ -113,7 +114,7 @@ func newOffice(t *testing.T) *office {
 	_, top := labtest.Office(t)
 	dir := t.TempDir()
 	return &office{
-		t: t, Topology: top, daemon: &daemon{},
+		t: t, Topology: top, since: time.Now(), daemon: &daemon{},
 		data: filepath.Join(dir, "data"), file: filepath.Join(dir, "decoynet.yaml"),
 	}
 }
@@ -121,7 +122,7 @@ func newOffice(t *testing.T) *office {
 // in returns the office as a subtest sees it: failures are the subtest's.
 func (o *office) in(t *testing.T) *office {
 	view := *o
-	view.t = t
+	view.t, view.since = t, time.Now()
 	return &view
 }
 
@@ -197,6 +198,10 @@ type nodeStatus struct {
 		Name          string
 		Contained     bool
 		DeniedPackets int `json:"denied_packets"`
+	}
+	Services []struct {
+		Name  string
+		Ports []struct{ Up bool }
 	}
 	Relay struct {
 		Flows      int
