@@ -6,6 +6,8 @@ TESTFLAGS ?=
 # One package's tests, privileged ones included, must be done by then.
 TIMEOUT   ?= 8m
 FUZZTIME  ?= 1m
+SOAKTIME  ?= 5m
+SOAK      ?= sk_lookup,tproxy,relay-aliases
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # What must also build on Windows and macOS: the binary, whose commands about the
@@ -50,8 +52,8 @@ bench: deps-bench build ## the side-by-side tables; BENCH=relay|... for one; JSO
 fuzz: deps-go ## every fuzz target, FUZZTIME (1m) each
 	scripts/fuzz $(FUZZTIME) $(PKG)
 
-soak: deps-bench build ## five minutes at full speed; no connection may fail
-	$(GO) run ./bench -only endurance -duration 5m
+soak: deps-bench build ## minutes at full speed for each of SOAK (peers too, if named); no connection may fail
+	$(GO) run ./bench -only endurance -rounds 1 -duration $(SOAKTIME) -subjects $(SOAK)
 
 vet: deps-go ## go vet over the tree
 	$(GO) vet ./...

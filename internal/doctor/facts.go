@@ -242,16 +242,6 @@ func kernelUses(s *deception.State) []kernelUse {
 	return out
 }
 
-// families tells which families the decoys of a state have.
-func families(s *deception.State) (v4, v6 bool) {
-	for i := range s.Decoys {
-		for _, r := range s.Decoys[i].Addresses {
-			v4, v6 = v4 || r.From.Is4(), v6 || r.From.Is6()
-		}
-	}
-	return v4, v6
-}
-
 // segments are the state's, without the host's own.
 func (f *Facts) segments() []deception.Segment {
 	if f.State == nil {

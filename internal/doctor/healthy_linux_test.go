@@ -14,6 +14,7 @@ import (
 // there is no problem, every check that can has found something well, and no
 // server and no session record has noticed.
 func TestHealthy(t *testing.T) {
+	t.Parallel()
 	for name, document := range map[string]string{"relay": relayed, "kernel": kernel} {
 		t.Run(name, func(t *testing.T) {
 			p := newPatient(t, document)
@@ -41,6 +42,9 @@ func TestHealthy(t *testing.T) {
 			if len(after) != len(before) {
 				t.Errorf("nginx noticed: %v", after[len(before):])
 			}
+			if out := p.run(p.Gateway, "decoynet get sessions -o json"); out != "" {
+				t.Errorf("sessions were recorded:\n%s", out)
+			}
 			if out := p.run(p.Linux, "ss -Htn state syn-recv"); strings.TrimSpace(out) != "" {
 				t.Errorf("half open connections are left in the services' machine:\n%s", out)
 			}
@@ -54,6 +58,7 @@ func TestHealthy(t *testing.T) {
 // TestHealthyBefore looks at the office before decoynet runs there, with the
 // document, and without.
 func TestHealthyBefore(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, kernel)
 	// Link-local addresses come a moment after the links.
 	p.run(p.Gateway, "for i in $(seq 50); do [ $(ip -6 addr show scope link -tentative | grep -c inet6) = 3 ] && break; sleep 0.1; done")

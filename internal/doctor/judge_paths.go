@@ -48,12 +48,26 @@ func judgeReversePath(f *Facts) []Finding {
 	for i := range f.KernelPaths {
 		k := &f.KernelPaths[i]
 		same := func(o Finding) bool { return o.Subject == k.Uplink }
-		if k.Sent == nil && !k.Forwarded && reversePathDrops(f, k) && !slices.ContainsFunc(out, same) && !explained(f, k) {
+		if k.Sent != nil || k.Forwarded || slices.ContainsFunc(out, same) || explained(f, k) {
+			continue
+		}
+		switch {
+		case unmarked(f, k):
+			add(Problem, k.Uplink, "drops what comes out of the segment: src_valid_mark is off",
+				"the way back to an intruder is looked up without the segment's mark, and found to be another",
+				setCommand("1", "net/ipv4/conf", k.Uplink, "src_valid_mark"))
+		case reversePathDrops(f, k):
 			add(Problem, k.Uplink, "drops what comes out of the segment: reverse path filtering",
 				"this host's way to an intruder is not through this link", unfilter(f, k.Uplink))
 		}
 	}
 	return out
+}
+
+// unmarked tells whether the segment's link has lost the setting that decoynet
+// gave it, by which the mark of a packet counts in the lookup of its way back.
+func unmarked(f *Facts, k *KernelProbe) bool {
+	return k.Target.Addr().Is4() && f.setting("net/ipv4/conf", k.Uplink, "src_valid_mark") == "0"
 }
 
 // reversePathDrops tells whether the segment's link can have dropped a packet.
@@ -209,7 +223,7 @@ func judgeKernelPath(f *Facts) []Finding {
 		case k.Sent != nil:
 			add(fmt.Sprintf("service %s cannot be asked from the segment: %v", k.Service, k.Sent), "", "decoynet reload")
 		case f.refuses(k.Service, k.Target) || explained(f, k):
-		case !k.Forwarded && reversePathDrops(f, k):
+		case !k.Forwarded && (unmarked(f, k) || reversePathDrops(f, k)):
 		case !k.Forwarded:
 			add(fmt.Sprintf("packets for %s come out of the segment at %s and do not leave at %s", k.Target, k.Uplink, zone),
 				"decoys with `path: kernel` get no answer", "nft list ruleset; ip rule; nstat -az IpInAddrErrors TcpExtIPReversePathFilter")
@@ -290,6 +304,9 @@ func judgeFilters(f *Facts) []Finding {
 	}
 	for _, z := range f.zones() {
 		for _, subnet := range z.Subnets {
+			if delivered(f, z.Name, subnet.Addr()) {
+				continue
+			}
 			for _, c := range inputBlocks(f, z.Link, familyOf(subnet.Addr())) {
 				add(z.Link, fmt.Sprintf("%s drops services' answers at %s", chainName(c), z.Link),
 					"connections through decoys hang; what may come in there is decided by decoynet's own table",
@@ -298,6 +315,13 @@ func judgeFilters(f *Facts) []Finding {
 		}
 	}
 	return out
+}
+
+// delivered tells whether a service's answer was seen to reach its socket.
+func delivered(f *Facts, zone string, family netip.Addr) bool {
+	return slices.ContainsFunc(f.Services, func(p ServiceProbe) bool {
+		return p.Zone == zone && p.Target.Addr().Is4() == family.Is4() && p.Delivered
+	})
 }
 
 // passed tells whether packets were seen to pass both ways, whatever filters

@@ -237,6 +237,18 @@ func TestJudge(t *testing.T) {
 			},
 		},
 		{
+			name: "an input filter that was seen to let pass", change: func(f *Facts) {
+				f.Filters = []survey.Chain{{Family: "ip", Table: "filter", Name: "INPUT", Hook: "input", Drop: true}}
+			},
+		},
+		{
+			name: "an input filter, before decoynet runs", change: func(f *Facts) {
+				f.Running, f.Services[0].Delivered = nil, false
+				f.Filters = []survey.Chain{{Family: "inet", Table: "host", Name: "in", Hook: "input", Drop: true}}
+			},
+			want: []string{`problem filter br-linux: chain inet host in drops services' answers at br-linux | nft insert rule inet host in iifname '"br-linux"' accept`},
+		},
+		{
 			name: "forwarding, a name with a dot", path: "kernel", change: func(f *Facts) {
 				f.State.Zones[0].Link, f.Links[2].Name = "eth1.5", "eth1.5"
 				f.Routes[netip.MustParseAddr("10.1.0.2")] = survey.Route{Dev: "eth1.5"}

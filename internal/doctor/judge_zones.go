@@ -126,17 +126,19 @@ func judgeServices(f *Facts) []Finding {
 
 func judgeService(f *Facts, s *deception.Service, z *deception.Zone) []Finding {
 	var out []Finding
-	good := 0
+	good, worldBad := 0, map[bool]bool{} // by whether it is IPv4
 	for i := range f.Services {
 		p := &f.Services[i]
-		if p.Service != s.Name {
-			continue
+		_, near := subnetOf(f.State, p.From)
+		if p.Service != s.Name || near && worldBad[p.Target.Addr().Is4()] {
+			continue // one way back is wrong; the way of the world comes first
 		}
 		found, bad := judgeProbe(f, p, s, z)
 		if !bad {
 			good++
 			continue
 		}
+		worldBad[p.Target.Addr().Is4()] = worldBad[p.Target.Addr().Is4()] || !near
 		// One cause shows at many ports.
 		if !slices.ContainsFunc(out, func(o Finding) bool { return o.What == found.What }) {
 			out = append(out, found)

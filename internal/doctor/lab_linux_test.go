@@ -130,7 +130,7 @@ func (p *patient) up() {
 func (p *patient) try(m *lab.Machine, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(p.t.Context(), 60*time.Second)
 	defer cancel()
-	for _, sub := range []string{"status", "doctor", "cleanup", "reload"} {
+	for _, sub := range []string{"status", "doctor", "cleanup", "reload", "get sessions"} {
 		command = strings.ReplaceAll(command, "decoynet "+sub, "decoynet "+sub+" --data "+p.data)
 	}
 	return m.Run(ctx, "sh", "-c", "PATH="+programs+":$PATH; "+command)

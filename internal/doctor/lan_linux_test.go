@@ -10,6 +10,7 @@ import (
 // TestConflicts puts hosts onto the LAN that have decoys' addresses; the decoys
 // are then taken out of the document as the doctor says.
 func TestConflicts(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	p.up()
 	p.run(p.Production, "ip address add 192.0.2.120/24 dev eth0 && ip address add 2001:db8:2::105/64 dev eth0 nodad")
@@ -47,6 +48,7 @@ func TestConflicts(t *testing.T) {
 // TestSecondMAC has the LAN drop every frame that is not for the gateway's own
 // MAC address, as hypervisors do.
 func TestSecondMAC(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	mac := strings.TrimSpace(p.run(p.Gateway, "cat /sys/class/net/eth0/address"))
 	port := strings.TrimSpace(p.run(p.LAN.Machine(), "ls /sys/class/net/br0/brif | grep gw"))
@@ -71,6 +73,7 @@ func TestSecondMAC(t *testing.T) {
 
 // TestSilentGateway takes the segment's gateway away; others still answer.
 func TestSilentGateway(t *testing.T) {
+	t.Parallel()
 	document := strings.Replace(relayed, "gateway: 192.0.2.10}", "gateway: 192.0.2.1}", 1)
 	p := newPatient(t, document)
 	// Before decoynet stands there is no address to ask under but none.
@@ -87,6 +90,7 @@ func TestSilentGateway(t *testing.T) {
 
 // TestParent breaks the NIC that the segment stands on.
 func TestParent(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	look := func() doctor.Finding {
 		t.Helper()

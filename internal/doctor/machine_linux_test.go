@@ -17,6 +17,7 @@ import (
 )
 
 func TestDescriptorLimit(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	low := "ulimit -n 2048;"
 	found := p.must(p.findings(low, "-c", p.file), doctor.Problem, "limits", "descriptors")
@@ -35,6 +36,7 @@ func TestDescriptorLimit(t *testing.T) {
 
 // TestLeftovers kills decoynet: what it leaves is found and cleaned up.
 func TestLeftovers(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, kernel)
 	p.up()
 	if err := p.process.Kill(); err != nil {
@@ -58,6 +60,7 @@ func TestLeftovers(t *testing.T) {
 }
 
 func TestAnotherDataDirectory(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	p.up()
 	running := p.data
@@ -72,6 +75,7 @@ func TestAnotherDataDirectory(t *testing.T) {
 
 // TestBrokenDocument edits the document of the decoynet that runs.
 func TestBrokenDocument(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	p.up()
 	p.document(strings.Replace(relayed, "parent", "parrot", 1))
@@ -84,6 +88,7 @@ func TestBrokenDocument(t *testing.T) {
 }
 
 func TestDataDirectory(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	p.run(p.Gateway, "mkdir -p "+p.data+" && mount -t tmpfs -o ro none "+p.data)
 	found := p.must(p.findings("", "-c", p.file), doctor.Problem, "data", p.data)
@@ -118,6 +123,7 @@ func check(t *testing.T, err error) {
 // says: a listener on all addresses takes its port from the relay at every
 // address, one bound to an address of the host does not.
 func TestWildcardTakesPort(t *testing.T) {
+	t.Parallel()
 	l := labtest.New(t)
 	a := l.Machine("a")
 	labtest.Built(t, l)
@@ -156,6 +162,7 @@ func TestWildcardTakesPort(t *testing.T) {
 
 // TestWildcardListeners has the doctor name such ports.
 func TestWildcardListeners(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, relayed)
 	for _, at := range []string{"0.0.0.0:4444", "10.1.0.1:4445"} {
 		listener, err := p.Gateway.Listen(t.Context(), "tcp", at)
@@ -173,6 +180,7 @@ func TestWildcardListeners(t *testing.T) {
 
 // TestKernelOnly runs it where there is nothing but a kernel.
 func TestKernelOnly(t *testing.T) {
+	t.Parallel()
 	l := labtest.New(t)
 	a := l.Machine("a")
 	labtest.Built(t, l)
@@ -195,6 +203,7 @@ func TestKernelOnly(t *testing.T) {
 
 // TestWrongDocument is refused as `decoynet check` does.
 func TestWrongDocument(t *testing.T) {
+	t.Parallel()
 	p := newPatient(t, "segments: 7\n")
 	_, err := p.try(p.Gateway, "decoynet doctor -c "+p.file+"; echo $?")
 	if err != nil {

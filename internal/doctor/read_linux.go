@@ -139,7 +139,7 @@ func (r *reader) readHost() {
 	}
 	for _, l := range f.Links {
 		keys = append(keys, sysctlKey("net/ipv4/conf", l.Name, "rp_filter"), sysctlKey("net/ipv4/conf", l.Name, "forwarding"),
-			sysctlKey("net/ipv6/conf", l.Name, "force_forwarding"))
+			sysctlKey("net/ipv4/conf", l.Name, "src_valid_mark"), sysctlKey("net/ipv6/conf", l.Name, "force_forwarding"))
 	}
 	for _, key := range keys {
 		value, err := r.host.ReadSysctl(key)
@@ -262,8 +262,10 @@ func wildcardPorts() ([]WildcardPort, error) {
 		transport deception.Transport
 		state     string
 	}{
-		{"tcp", deception.TCP, "0A"}, {"tcp6", deception.TCP, "0A"},
-		{"udp", deception.UDP, "07"}, {"udp6", deception.UDP, "07"},
+		{"tcp", deception.TCP, "0A"},
+		{"tcp6", deception.TCP, "0A"},
+		{"udp", deception.UDP, "07"},
+		{"udp6", deception.UDP, "07"},
 	} {
 		text, err := os.ReadFile("/proc/thread-self/net/" + t.file)
 		if errors.Is(err, fs.ErrNotExist) {

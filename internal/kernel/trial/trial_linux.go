@@ -59,10 +59,7 @@ func Namespace() (*netns.NS, error) {
 // reports that one's error.
 func Run(ctx context.Context) []Result {
 	var out []Result
-	add := func(f Feature, err error) error {
-		out = append(out, Result{f, err})
-		return err
-	}
+	add := func(f Feature, err error) { out = append(out, Result{f, err}) }
 	host, err := Namespace()
 	if err == nil {
 		defer host.Close()
@@ -73,11 +70,16 @@ func Run(ctx context.Context) []Result {
 			defer seg.Close()
 		}
 	}
-	if add(Namespaces, err) != nil {
+	add(Namespaces, err)
+	if err != nil {
 		return out
 	}
-	errVeth := add(Veth, pair(host))
-	add(Macvlan, errors.Join(errVeth, macvlan(ctx, host, seg, errVeth == nil)))
+	err = pair(host)
+	add(Veth, err)
+	if err == nil {
+		err = macvlan(ctx, host, seg)
+	}
+	add(Macvlan, err)
 	add(Containment, containment(ctx, host))
 	add(KernelPath, kernelPath(ctx, host, seg))
 	add(Events, events(ctx, seg))
@@ -110,10 +112,7 @@ func pair(ns *netns.NS) error {
 }
 
 // macvlan makes a segment's links, the veth pair of the kernel path included.
-func macvlan(ctx context.Context, host, seg *netns.NS, ready bool) error {
-	if !ready {
-		return nil
-	}
+func macvlan(ctx context.Context, host, seg *netns.NS) error {
 	_, err := link.Apply(ctx, host, seg, link.Desired{Segment: segment, Parent: nic, Uplink: true})
 	return err
 }
