@@ -75,8 +75,10 @@ func newLab(t *testing.T) *lab {
 		peerDev string
 		addrs   []string
 	}{
-		{l.intruder, "eth0", l.seg, "lan0", []string{"192.0.2.1", decoyAddr}}, {l.seg, "lan0", l.intruder, "eth0", []string{intruderAddr}},
-		{l.seg, "up0", l.host, "dnv-1", []string{serviceAddr}}, {l.host, "dnv-1", l.seg, "up0", []string{"10.1.0.1"}},
+		{l.intruder, "eth0", l.seg, "lan0", []string{"192.0.2.1", decoyAddr}},
+		{l.seg, "lan0", l.intruder, "eth0", []string{intruderAddr}},
+		{l.seg, "up0", l.host, "dnv-1", []string{serviceAddr}},
+		{l.host, "dnv-1", l.seg, "up0", []string{"10.1.0.1"}},
 	} {
 		mac := strings.TrimSpace(netnstest.Run(t, n.peer, "cat", "/sys/class/net/"+n.peerDev+"/address"))
 		for _, a := range n.addrs {
