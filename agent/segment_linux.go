@@ -100,7 +100,7 @@ func (s *segment) steer(ctx context.Context, steeredBy deception.Steering) error
 }
 
 func (s *segment) openSteering(mode deception.Steering) error {
-	steering, err := steer.Open(s.ns, steer.Config{Mode: mode, Sockets: s.agent.cfg.Engine.Loops()})
+	steering, err := steer.Open(s.ns, steer.Config{Mode: mode, Sockets: 1})
 	if err != nil {
 		return fmt.Errorf("open steering: %w", err)
 	}

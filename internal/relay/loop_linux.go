@@ -367,8 +367,9 @@ func (l *loop) addListener(owner *Listener, fd int, t deception.Transport) error
 	index := l.takeSlot()
 	l.slots[index].listener = &listener{Listener: owner, fd: fd, transport: t}
 	// Level triggered: a round takes a bounded number of connections and comes
-	// back for the rest after it has served the flows there are.
-	if e := rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN, l.epollData(index, 0)); e != 0 {
+	// back for the rest after it has served the flows there are. Exclusive: a TCP
+	// listener is watched by every loop, and one of them is woken.
+	if e := rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, l.epollData(index, 0)); e != 0 {
 		l.releaseSlot(index)
 		return fmt.Errorf("watch listener: %w", e)
 	}

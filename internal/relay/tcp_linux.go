@@ -10,9 +10,9 @@ import (
 	"decoynet/deception"
 )
 
-// acceptsARound bounds how many connections are taken before the flows there
-// are get their turn.
-const acceptsARound = 32
+// acceptsARound bounds how many connections a loop takes before the flows there
+// are get their turn, and before other loops do.
+const acceptsARound = 4
 
 // readsATurn bounds what one side may move before the others get theirs.
 const readsATurn = 8
