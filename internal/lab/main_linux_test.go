@@ -65,7 +65,9 @@ func own(name string, then func()) error {
 	if then != nil {
 		then()
 	}
-	select {}
+	for { // not select {}: with the last process of the lab gone the runtime would call that a deadlock
+		time.Sleep(time.Hour)
+	}
 }
 
 // hide leaves a process in the machine that has another parent, session,
