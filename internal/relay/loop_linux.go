@@ -180,6 +180,12 @@ func (l *loop) run() {
 		if !l.runCommands() {
 			return
 		}
+		if n > 0 {
+			// Where others wait for this processor, they are mostly those who
+			// will bring the next events: let them, and wake once for all of it.
+			// Where nobody waits it costs a third of a microsecond.
+			unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		}
 	}
 }
 
