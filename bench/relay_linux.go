@@ -23,9 +23,9 @@ const (
 
 // relaySuite is the one machine's job: decoys on a LAN, services behind.
 var relaySuite = suite{
-	subjects: []string{"routed", "kernel", "kernel-aliases", "sk_lookup", "tproxy", "relay-aliases", "haproxy", "nginx", "snat-rule"},
+	subjects: []string{"routed", "kernel", "kernel-aliases", "sk_lookup", "tproxy", "relay-aliases", "haproxy", "haproxy-auto", "nginx", "snat-rule"},
 	duration: 1500 * time.Millisecond,
-	peers:    []string{"haproxy", "routed"},
+	peers:    []string{"haproxy", "haproxy-auto", "routed"},
 	metrics:  relayMetrics(),
 	targets:  relayTargets(),
 	groups: []group{

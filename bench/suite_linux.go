@@ -125,7 +125,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 // a word, where its binary is missing.
 func choose(o options, s suite, out io.Writer) ([]subject.Subject, error) {
 	all := map[string]subject.Subject{}
-	for _, p := range []subject.Subject{subject.Routed(), subject.HAProxy(), subject.Nginx(), subject.SNAT()} {
+	for _, p := range []subject.Subject{subject.Routed(), subject.HAProxy(), subject.HAProxyAuto(), subject.Nginx(), subject.SNAT()} {
 		all[p.Name] = p
 	}
 	binary, missing := absolute(o.decoynet)

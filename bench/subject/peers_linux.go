@@ -68,6 +68,7 @@ type peerConfig struct {
 	Dir     string
 	Service string
 	Ports   []peerPort
+	Plain   bool // HAProxy as it comes: no forced splicing, pipes as large as the system's
 }
 
 type peerPort struct {
@@ -105,7 +106,9 @@ var haproxyConfig = template.Must(template.New("haproxy").Parse(`global
 	nbthread 2
 	maxconn 8000
 	maxpipes 1500
+{{- if not .Plain}}
 	tune.pipesize 1048576
+{{- end}}
 
 defaults
 	mode tcp
@@ -119,7 +122,7 @@ listen p{{.Number}}
 	bind 127.0.0.1:{{.Number}} transparent
 	source 0.0.0.0 usesrc client
 	server service {{$.Service}}:{{.Number}}
-{{- if .Streams}}
+{{- if and .Streams (not $.Plain)}}
 	option splice-request
 	option splice-response
 {{- else}}
@@ -127,13 +130,21 @@ listen p{{.Number}}
 {{- end}}
 {{end}}`))
 
-// HAProxy is Debian's HAProxy with TPROXY in front.
-func HAProxy() Subject {
+// HAProxy is Debian's HAProxy with TPROXY in front, tuned for what is measured.
+func HAProxy() Subject { return haproxy("haproxy", false) }
+
+// HAProxyAuto is the same with "option splice-auto" for everything and nothing
+// else said about splicing, as its manual recommends and most will run it.
+func HAProxyAuto() Subject { return haproxy("haproxy-auto", true) }
+
+func haproxy(name string, plain bool) Subject {
 	return Subject{
-		Name:    "haproxy",
+		Name:    name,
 		Prepare: steered,
 		Command: func(s *Site) ([]string, error) {
-			path, err := writeConfig(s, "haproxy.cfg", haproxyConfig, configOf(s))
+			c := configOf(s)
+			c.Plain = plain
+			path, err := writeConfig(s, "haproxy.cfg", haproxyConfig, c)
 			return []string{"haproxy", "-db", "-f", path}, err
 		},
 	}
