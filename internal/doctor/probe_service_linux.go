@@ -161,7 +161,9 @@ func (r *reader) probe(ctx context.Context, w *watch, p *ServiceProbe) {
 	defer unix.Close(fd)
 	until(ctx, answerWait, func() bool { return len(w.find(p.Target, source)) > 0 })
 	if len(w.find(p.Target, source)) > 0 {
-		// It is seen before it is delivered.
+		// A bridge's port sees it before the bridge does, and both before it is
+		// delivered.
+		until(ctx, 250*time.Millisecond, func() bool { return r.atZone(p, w.find(p.Target, source)) })
 		until(ctx, 100*time.Millisecond, func() bool { n, known := dropsOf(fd); return n > 0 || !known })
 	}
 	n, known := dropsOf(fd)
@@ -204,6 +206,15 @@ func (r *reader) place(p *ServiceProbe, seen []sighting) {
 	if slices.Contains(p.Links, zone) {
 		p.Links, p.Passed = []string{zone}, nil
 	}
+}
+
+// atZone tells whether an answer was seen at the link of the service's zone.
+func (r *reader) atZone(p *ServiceProbe, seen []sighting) bool {
+	zone := r.facts.State.Zone(p.Zone).Link
+	return slices.ContainsFunc(seen, func(s sighting) bool {
+		l := r.linkAt(s.index)
+		return l != nil && l.Name == zone
+	})
 }
 
 func (r *reader) linkAt(index int) *survey.Link {
