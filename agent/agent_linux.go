@@ -83,19 +83,14 @@ func New(cfg Config) (*Agent, error) {
 // far as open tells. Segments that are not in state go. A fault in one segment
 // does not stop the others: the errors are joined.
 //
-// The gateway must already lead new flows by table. Flows of decoys that go are
-// ended first: an IPv4 address that is no longer ours is no source for the
-// kernel to send the reset from (ip_route_output_key refuses it), and the
-// intruder would hang in a connection that nobody holds.
+// Flows that table leads nowhere or elsewhere must have been ended before: an
+// IPv4 address that is no longer ours is no source for the kernel to send a
+// reset from (ip_route_output_key refuses it), and the intruder would hang in a
+// connection that nobody holds. Segments that go see to their own flows.
 func (a *Agent) Apply(ctx context.Context, state *deception.State, table *deception.Table, open func(health.Port) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state, a.table = state, table
-	a.cfg.Engine.CloseFlows(func(f *relay.Flow) bool {
-		s := &f.Session
-		_, bound := table.Lookup(f.Listener.Name, s.Transport, s.Destination)
-		return !bound && state.Segment(f.Listener.Name) != nil // a segment that goes sees to its own
-	}, deception.EndUnbound)
 	var errs []error
 	for name, s := range a.segments {
 		if state.Segment(name) == nil {

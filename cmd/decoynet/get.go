@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"path"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -182,7 +181,7 @@ func getObjectsCommand(kind string) *cobra.Command {
 	dataFlag(c, &data)
 	outputFlag(c, &output, "table", "json", "wide")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		body, err := ask(cmd.Context(), data, http.MethodGet, path.Join("/", "status"))
+		body, err := ask(cmd.Context(), data, http.MethodGet, "/status")
 		if err != nil {
 			return err
 		}

@@ -90,8 +90,8 @@ func (n *node) noteHealth() {
 //
 // The order keeps every midpoint safe: zones are contained before anything
 // leads into them, services are known to be up before their ports open, the
-// table knows a binding before its port opens. Flows of decoys that go are ended
-// by the agent while their address still stands; those led elsewhere end last.
+// table knows a binding before its port opens, and flows that it leads elsewhere
+// or nowhere are ended while the decoy's address still stands to reset them from.
 func (n *node) apply(ctx context.Context, doc *config.Document) error {
 	n.applying.Lock()
 	defer n.applying.Unlock()
@@ -102,9 +102,9 @@ func (n *node) apply(ctx context.Context, doc *config.Document) error {
 	n.checker.Watch(ctx, health.PortsOf(state))
 	n.gateway.KeepHeads(doc.Options.Heads)
 	n.gateway.SetTable(table)
+	n.engine.CloseFlows(misled(state, table), deception.EndUnbound)
 	errs = append(errs, n.agent.Apply(ctx, state, table, n.checker.Up))
 	errs = append(errs, n.applyHostRoutes(ctx, state)) // now with the links of the kernel path
-	n.engine.CloseFlows(n.unbound(table), deception.EndUnbound)
 
 	err := errors.Join(errs...)
 	n.mu.Lock()
@@ -124,13 +124,16 @@ func (n *node) applyHostRoutes(ctx context.Context, state *deception.State) erro
 	return nil
 }
 
-// unbound tells of a flow whether the table leads it elsewhere, or nowhere.
-func (n *node) unbound(table *deception.Table) func(*relay.Flow) bool {
+// misled tells of a flow whether the table leads it elsewhere, or nowhere. Flows
+// of segments that go are the agent's, which ends them with the segment.
+func misled(state *deception.State, table *deception.Table) func(*relay.Flow) bool {
 	return func(f *relay.Flow) bool {
 		s := &f.Session
 		target, ok := table.Lookup(s.Segment, s.Transport, s.Destination)
-		return !ok || target.Service.Name != s.Service || target.Decoy.Path != deception.PathRelay ||
-			(target.Address != s.DestinationNAT)
+		if !ok {
+			return state.Segment(s.Segment) != nil
+		}
+		return target.Service.Name != s.Service || target.Decoy.Path != deception.PathRelay || target.Address != s.DestinationNAT
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
+	"decoynet/internal/kernel/steer"
 )
 
 // UDP has no connections, so a flow is what runs between one intruder's
@@ -178,7 +179,7 @@ func (l *loop) sendUDP(f *Flow, i int, datagram []byte) bool {
 func recvOriginal(fd int, b []byte) (int, sessionEnds, unix.Errno) {
 	var (
 		from    sockaddr
-		control [128]byte
+		control [steer.OOBSize]byte
 		vec     = unix.Iovec{Base: &b[0], Len: uint64(len(b))}
 		msg     = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&from)), Namelen: unix.SizeofSockaddrInet6, Iov: &vec, Iovlen: 1, Control: &control[0], Controllen: uint64(len(control))}
 		ends    sessionEnds
@@ -188,20 +189,6 @@ func recvOriginal(fd int, b []byte) (int, sessionEnds, unix.Errno) {
 		return 0, ends, errno
 	}
 	ends.source = addrPort(&from)
-	rest := control[:msg.Controllen]
-	for len(rest) >= unix.SizeofCmsghdr {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&rest[0]))
-		if h.Len < unix.SizeofCmsghdr || h.Len > uint64(len(rest)) {
-			break
-		}
-		isV4 := h.Level == unix.SOL_IP && h.Type == unix.IP_ORIGDSTADDR
-		isV6 := h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_ORIGDSTADDR
-		if (isV4 || isV6) && h.Len >= unix.SizeofCmsghdr+unix.SizeofSockaddrInet4 {
-			var sa sockaddr
-			copy(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6), rest[unix.SizeofCmsghdr:h.Len])
-			ends.destination = addrPort(&sa)
-		}
-		rest = rest[min(uint64(unix.CmsgSpace(int(h.Len)-unix.SizeofCmsghdr)), uint64(len(rest))):]
-	}
+	ends.destination, _ = steer.OriginalDst(control[:msg.Controllen])
 	return int(n), ends, 0
 }
