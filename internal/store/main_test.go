@@ -153,6 +153,7 @@ func compare(t testing.TB, want []*deception.Session, got []deception.Session) {
 func newPath(t testing.TB) string { return filepath.Join(t.TempDir(), FileName) }
 
 // second is another connection to the file, as somebody's tool would open it.
+// It waits for its turn, since the recorder may be writing at any moment.
 func second(t testing.TB, path string) *sql.Conn {
 	t.Helper()
 	db, err := sql.Open("sqlite", path)
@@ -163,6 +164,7 @@ func second(t testing.TB, path string) *sql.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	execute(t, c, "PRAGMA busy_timeout = 10000")
 	t.Cleanup(func() { c.Close(); db.Close() })
 	return c
 }
