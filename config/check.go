@@ -13,6 +13,8 @@ import (
 type checker struct {
 	*report
 	d        *draft
+	nodes    map[string]*nodeDraft
+	listed   []string // the names in nodes; in addition, nodes holds those that stand in an egress only
 	segments map[string]*segmentDraft
 	zones    map[string]*zoneDraft
 	services map[string]*serviceDraft
@@ -23,17 +25,22 @@ type checker struct {
 
 func check(d *draft, r *report) {
 	c := &checker{report: r, d: d, hints: map[[2]string]string{}}
+	c.nodes = unique(r, "node", d.nodes, func(n *nodeDraft) located[string] { return n.name })
+	unique(r, "gateway", d.gateways, func(g *gatewayDraft) located[string] { return g.name })
 	c.segments = unique(r, "segment", d.segments, func(s *segmentDraft) located[string] { return s.name })
 	c.zones = unique(r, "zone", d.zones, func(z *zoneDraft) located[string] { return z.name })
 	c.services = unique(r, "service", d.services, func(s *serviceDraft) located[string] { return s.name })
 	unique(r, "decoy", d.decoys, func(d *decoyDraft) located[string] { return d.name })
+	c.checkMachines()
 	c.checkSegments()
 	c.checkZones()
 	c.checkServices()
 	c.checkDecoys()
 	c.checkBindings()
+	c.checkWays()
 	c.checkAliases()
 	c.checkLimits()
+	c.checkListeners()
 }
 
 // unique indexes objects by name and reports names that stand twice.

@@ -13,14 +13,19 @@ import (
 func (c *checker) checkDecoys() {
 	lans := map[string][]span[netip.Addr]{}
 	for i, d := range c.d.decoys {
-		seg := refer(c, d.segment, "segment", c.segments, c.d.segments, func(s *segmentDraft) located[string] { return s.name })
+		var seg *segmentDraft
+		if !d.host {
+			seg = refer(c, d.segment, "segment", c.segments, c.d.segments, func(s *segmentDraft) located[string] { return s.name })
+		}
 		own := make([]span[netip.Addr], len(d.addresses))
 		for j, a := range d.addresses {
 			own[j] = rangeSpan(a, j, d.name.v)
 			if seg != nil && seg.sound {
 				c.checkPlace(a, seg)
 			}
-			if d.segment.ok {
+			// Decoys in the segment host may share an address, each with ports of
+			// its own: see checkListeners.
+			if d.segment.ok && !d.host {
 				lans[d.segment.v] = append(lans[d.segment.v], rangeSpan(a, i, d.name.v))
 			}
 		}
@@ -168,9 +173,9 @@ func (c *checker) checkLimits() {
 			before := all
 			all = addSaturated(all, a.v.Len())
 			if all > MaxDecoyAddresses && before <= MaxDecoyAddresses {
-				c.add(a.at, "with %s the document has more than %d decoy addresses; at most so many on one machine", a.text, MaxDecoyAddresses)
+				c.add(a.at, "with %s the document has more than %d decoy addresses; at most so many in one", a.text, MaxDecoyAddresses)
 			}
-			if a.v.From.Is4() || !d.segment.ok {
+			if a.v.From.Is4() || !d.segment.ok || d.host {
 				continue
 			}
 			before = six[d.segment.v]

@@ -22,8 +22,8 @@ func (c *checker) checkSegments() {
 			owner++
 			// Without a readable parent, the segment is still compared with itself.
 			lan := "segment " + s.name.v
-			if s.parent.ok {
-				lan = "parent " + s.parent.v
+			if s.parent.ok && s.place.known {
+				lan = "parent " + s.parent.v + " of " + s.place.node
 			}
 			lans[lan] = append(lans[lan], prefixSpan(sub.prefix, owner, s.name.v))
 		}
@@ -188,12 +188,13 @@ func firstHost(p netip.Prefix) netip.Addr {
 }
 
 func (c *checker) checkZones() {
-	links := map[string]located[string]{}
+	type nic struct{ node, name string }
+	links := map[nic]located[string]{}
 	var zones, all []span[netip.Addr]
-	parents := map[string]*segmentDraft{}
+	parents := map[nic]*segmentDraft{}
 	for i, s := range c.d.segments {
-		if s.parent.ok && !s.tagged && parents[s.parent.v] == nil {
-			parents[s.parent.v] = s
+		if at := (nic{s.place.node, s.parent.v}); s.parent.ok && s.place.known && !s.tagged && parents[at] == nil {
+			parents[at] = s
 		}
 		for _, sub := range s.subnets {
 			if sub.prefix.ok {
@@ -207,15 +208,16 @@ func (c *checker) checkZones() {
 			owner++
 			zones = append(zones, prefixSpan(p, owner, fmt.Sprintf("zone %q", z.name.v)))
 		}
-		if !z.link.ok {
+		if !z.link.ok || !z.place.known || z.link.v == deception.LinkAuto {
 			continue
 		}
-		if first, twice := links[z.link.v]; twice {
+		at := nic{z.place.node, z.link.v}
+		if first, twice := links[at]; twice {
 			c.add(z.link.at, "link %s is that of another zone already (line %d); an interface of its own for each zone", z.link.v, first.at.line)
 		} else {
-			links[z.link.v] = z.link
+			links[at] = z.link
 		}
-		if s := parents[z.link.v]; s != nil {
+		if s := parents[at]; s != nil {
 			c.add(z.link.at, "link %s is the parent of segment %q (line %d); the interface of the services, apart from every network of decoys", z.link.v, s.name.v, s.parent.at.line)
 		}
 	}

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -12,10 +11,6 @@ import (
 )
 
 func (c *checker) checkServices() {
-	type endpoint struct {
-		addr netip.Addr
-		port uint32
-	}
 	var spans []span[endpoint]
 	for i, s := range c.d.services {
 		zone := refer(c, s.zone, "zone", c.zones, c.d.zones, func(z *zoneDraft) located[string] { return z.name })
@@ -32,10 +27,7 @@ func (c *checker) checkServices() {
 			}
 		}
 	}
-	order := func(a, b endpoint) int {
-		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(a.port, b.port))
-	}
-	for _, x := range clashes(spans, order) {
+	for _, x := range clashes(spans, compareEndpoints) {
 		c.add(x.at, "%s belongs to service %q already (line %d); bind decoys to that one, or give another address or port", x.text, x.first.name, x.first.at.line)
 	}
 }
@@ -204,9 +196,13 @@ func (c *checker) serviceAddresses() []span[netip.Addr] {
 	return out
 }
 
-// count returns how many different addresses of a family the decoy has.
+// count returns how many different addresses of a family the decoy has. Those
+// that any stands for count, and get an alias, as one.
 func (d *decoyDraft) count(four bool) uint64 {
 	var n uint64
+	if d.any.ok {
+		n = 1
+	}
 	for _, r := range deception.SortRanges(values(d.addresses)) {
 		if r.From.Is4() == four {
 			n = addSaturated(n, r.Len())

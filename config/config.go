@@ -14,11 +14,14 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"decoynet/deception"
@@ -35,6 +38,9 @@ const (
 	// is an address of the segment's interface (the kernel answers neighbour
 	// solicitations for nothing less), which does not scale as routes do.
 	MaxIPv6PerSegment = 4096
+	// MaxHostListeners is the most addresses and ports of one machine that its
+	// decoys in the segment host may take; each is a listening socket.
+	MaxHostListeners = 4096
 )
 
 // Defaults of keys that the document leaves out.
@@ -52,10 +58,42 @@ type Document struct {
 // Options is what the document says about the machine's own work rather than
 // about the network it is to build.
 type Options struct {
-	Node      string        // name of this machine in every event; the host name by default
+	Node      string        // name of this machine in every event; by default the only node's, or the host name
 	Data      string        // data directory; empty where the document does not name one
 	Retention time.Duration // how long sessions are kept
 	Heads     bool          // whether the first bytes of each side are kept with a session
+
+	Controller *Controller // nil where the document names none
+}
+
+// Controller says where the document's nodes get their part of it.
+type Controller struct {
+	// Node is the machine inside whose `up` the controller runs: Options.Node in
+	// a document of one machine, empty where it runs by itself.
+	Node   string
+	Listen netip.AddrPort
+	// URLs are where nodes and people reach it, best first, as
+	// https://hq.example.com:7443. Empty where Listen says enough.
+	URLs []string
+}
+
+// ErrNotANode is found in the error of Document.Part.
+var ErrNotANode = errors.New("this machine is none of the document's nodes")
+
+// Part returns what this machine, which is called Options.Node, has to know of
+// the document. It returns an error with ErrNotANode if the document names
+// several machines and this is none of them.
+func (d *Document) Part() (deception.State, error) {
+	nodes := d.State.Nodes
+	if len(nodes) > 0 && !slices.Contains(nodes, deception.Node{Name: d.Options.Node}) {
+		var names []string
+		for _, n := range nodes {
+			names = append(names, n.Name)
+		}
+		return deception.State{}, fmt.Errorf("%w: its name is %s, the nodes are %s; say which one it is, as node: %s at the top of the document",
+			ErrNotANode, d.Options.Node, listed(names), cmp.Or(nearest(d.Options.Node, names), names[0]))
+	}
+	return d.State.Part(d.Options.Node), nil
 }
 
 // Load reads the document in the file. Its error is of type Errors; one that

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ var update = flag.Bool("update", false, "write the golden files of testdata/wron
 
 // comparable addresses: netip's types hide their fields.
 var opts = cmp.Options{
-	cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}),
+	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
 	cmpopts.EquateEmpty(),
 }
 
@@ -363,7 +364,7 @@ func checkPositions(t *testing.T, src []byte, all Errors) {
 
 // checkState holds an accepted document against the promises of
 // deception.State: every reference resolves, decoys are disjoint and inside
-// their segments.
+// their segments, and flows have a way from each decoy to its services.
 func checkState(t *testing.T, s *deception.State) {
 	t.Helper()
 	for _, svc := range s.Services {
@@ -371,52 +372,114 @@ func checkState(t *testing.T, s *deception.State) {
 			t.Errorf("service %+v does not resolve", svc)
 		}
 	}
+	for _, z := range s.Zones {
+		if z.Link == "" || z.Egress != nil && z.Egress.Node != z.Node {
+			t.Errorf("zone %+v has no link, or an egress elsewhere", z)
+		}
+	}
 	seen := map[string][]deception.AddrRange{}
-	for _, d := range s.Decoys {
-		seg := s.Segment(d.Segment)
-		if seg == nil || len(d.Addresses) == 0 || len(d.Bind) == 0 || d.Idle <= 0 || d.Path == "" {
+	for i := range s.Decoys {
+		d := &s.Decoys[i]
+		if len(d.Addresses) == 0 && !d.Any || len(d.Bind) == 0 || d.Idle <= 0 || d.Path == "" {
 			t.Fatalf("decoy %+v does not resolve", d)
 		}
+		if d.Segment != deception.HostSegment {
+			checkInside(t, d, s.Segment(d.Segment))
+		} else if d.Node == "" || d.Path != deception.PathRelay {
+			t.Errorf("decoy %s listens on node %q, path %s", d.Name, d.Node, d.Path)
+		}
+		key := deception.SegmentKey(d.Node, d.Segment)
 		for _, r := range d.Addresses {
-			inside := false
-			for _, sub := range seg.Subnets {
-				inside = inside || deception.RangeOf(sub.Prefix).Contains(r.From)
-				if r.Contains(sub.Gateway) {
-					t.Errorf("decoy %s takes the gateway %s", d.Name, sub.Gateway)
-				}
-			}
-			if !inside {
-				t.Errorf("decoy %s: %s is outside its segment", d.Name, r)
-			}
-			for _, other := range seen[d.Segment] {
-				if other.Overlaps(r) {
+			for _, other := range seen[key] {
+				if other.Overlaps(r) && d.Segment != deception.HostSegment {
 					t.Errorf("decoy %s: %s overlaps %s", d.Name, r, other)
 				}
 			}
-			seen[d.Segment] = append(seen[d.Segment], r)
+			seen[key] = append(seen[key], r)
 		}
 		for _, b := range d.Bind {
-			svc := s.Service(b.Service)
-			if svc == nil || len(b.Ports) == 0 {
-				t.Fatalf("decoy %s: binding %+v does not resolve", d.Name, b)
+			checkLeads(t, s, d, &b)
+		}
+	}
+	checkNodes(t, s)
+}
+
+func checkInside(t *testing.T, d *deception.Decoy, seg *deception.Segment) {
+	t.Helper()
+	if seg == nil || d.Node != seg.Node || d.Any {
+		t.Fatalf("decoy %+v does not resolve", d)
+	}
+	for _, r := range d.Addresses {
+		inside := false
+		for _, sub := range seg.Subnets {
+			inside = inside || deception.RangeOf(sub.Prefix).Contains(r.From)
+			if r.Contains(sub.Gateway) {
+				t.Errorf("decoy %s takes the gateway %s", d.Name, sub.Gateway)
 			}
-			for _, p := range b.Ports {
-				for _, edge := range []uint16{p.First, p.Last} {
-					has := func(r deception.PortRange) bool { return r.Contains(p.Transport, b.TargetPort(edge)) }
-					if !contains(svc.Ports, has) {
-						t.Errorf("decoy %s: port %s leads nowhere", d.Name, p)
-					}
-				}
-			}
+		}
+		if !inside {
+			t.Errorf("decoy %s: %s is outside its segment", d.Name, r)
 		}
 	}
 }
 
-func contains[T any](list []T, ok func(T) bool) bool {
-	for _, v := range list {
-		if ok(v) {
-			return true
+func checkLeads(t *testing.T, s *deception.State, d *deception.Decoy, b *deception.Binding) {
+	t.Helper()
+	svc := s.Service(b.Service)
+	if svc == nil || len(b.Ports) == 0 {
+		t.Fatalf("decoy %s: binding %+v does not resolve", d.Name, b)
+	}
+	for _, p := range b.Ports {
+		for _, edge := range []uint16{p.First, p.Last} {
+			has := func(r deception.PortRange) bool { return r.Contains(p.Transport, b.TargetPort(edge)) }
+			if !slices.ContainsFunc(svc.Ports, has) {
+				t.Errorf("decoy %s: port %s leads nowhere", d.Name, p)
+			}
 		}
 	}
-	return false
+	if len(s.Nodes) == 0 {
+		return
+	}
+	// Who leads the flows knows the service, and its zone is behind a link of it
+	// or has an egress.
+	leaders := []string{d.Node}
+	if d.Path == deception.PathRelay && !s.HasGateway(d.Node) && len(s.Gateways) > 0 {
+		leaders = nil
+		for _, g := range s.Gateways {
+			leaders = append(leaders, g.Node)
+		}
+	}
+	for _, node := range leaders {
+		part := s.Part(node)
+		if v := part.Service(b.Service); v == nil || part.Decoy(d.Name) == nil {
+			t.Errorf("decoy %s: node %s is to lead its flows to %s and knows nothing of it", d.Name, node, b.Service)
+		} else if z := part.Zone(v.Zone); !z.IsLocal() && z.Egress == nil {
+			t.Errorf("decoy %s: node %s has no way to %s", d.Name, node, b.Service)
+		}
+	}
+}
+
+// checkNodes holds every node named in the state against the list of them.
+func checkNodes(t *testing.T, s *deception.State) {
+	t.Helper()
+	var named []string
+	for _, g := range s.Gateways {
+		named = append(named, g.Node)
+	}
+	for _, g := range s.Segments {
+		named = append(named, g.Node)
+	}
+	for _, z := range s.Zones {
+		named = append(named, z.Node)
+	}
+	for _, d := range s.Decoys {
+		if len(s.Nodes) > 0 || d.Segment != deception.HostSegment {
+			named = append(named, d.Node)
+		}
+	}
+	for _, node := range named {
+		if len(s.Nodes) == 0 && node != "" || len(s.Nodes) > 0 && !slices.Contains(s.Nodes, deception.Node{Name: node}) {
+			t.Errorf("node %q is named, the nodes are %v", node, s.Nodes)
+		}
+	}
 }

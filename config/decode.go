@@ -46,7 +46,11 @@ func (r *report) object(n *node, s *shape) *object {
 		}
 		o.keyAt[f.key] = f.at
 		if s.key(f.key) == nil {
-			if !s.open {
+			switch instead, foreign := s.foreign[f.key]; {
+			case s.open:
+			case foreign:
+				r.add(f.at, "unknown key %q in %s; %s", f.key, s.inside(), instead)
+			default:
 				r.add(f.at, "unknown key %q in %s; %s", f.key, s.inside(), suggest(f.key, "keys", s.names()))
 				meant = append(meant, f)
 			}

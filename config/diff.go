@@ -20,10 +20,10 @@ const (
 
 // Change is one object in which two states differ.
 type Change struct {
-	Kind   string // node, segment, zone, service or decoy
+	Kind   string // node, gateway, segment, zone, service or decoy
 	Name   string
 	Action Action
-	Fields []string // keys of the document that differ; for Changed only
+	Fields []string // keys of the document that differ, or aliases where a decoy's alias addresses move; for Changed only
 }
 
 // String writes the change for people: changed decoy office-web: addresses, bind.
@@ -47,13 +47,77 @@ func Diff(old, new *deception.State) []Change {
 		new = &deception.State{}
 	}
 	var out []Change
-	if old.Node != new.Node && old.Node != "" && new.Node != "" {
+	single := len(old.Nodes) == 0 && len(new.Nodes) == 0
+	if single && old.Node != new.Node && old.Node != "" && new.Node != "" {
 		out = append(out, Change{Kind: "node", Name: new.Node, Action: Changed, Fields: []string{"node"}})
 	}
+	out = append(out, diffKind("node", old.Nodes, new.Nodes, nodeAspects)...)
+	out = append(out, diffKind("gateway", old.Gateways, new.Gateways, gatewayAspects)...)
 	out = append(out, diffKind("segment", old.Segments, new.Segments, segmentAspects)...)
 	out = append(out, diffKind("zone", old.Zones, new.Zones, zoneAspects)...)
 	out = append(out, diffKind("service", old.Services, new.Services, serviceAspects)...)
 	return append(out, diffKind("decoy", old.Decoys, new.Decoys, decoyAspects)...)
+}
+
+// NodeChange is what changes on one node.
+type NodeChange struct {
+	Node string
+	Change
+}
+
+// String writes the change for people: crm-1: changed decoy crm: bind.
+func (c NodeChange) String() string { return c.Node + ": " + c.Change.String() }
+
+// DiffNodes returns what changes on which node between two whole documents: for
+// each node, in the order of the new document with those that are removed at
+// the end, how its part differs (see deception.State.Part). A node that comes or
+// goes is itself the first of its changes. A document of one machine has the
+// machine for its only node; a nil state has none.
+func DiffNodes(old, new *deception.State) []NodeChange {
+	if old == nil {
+		old = &deception.State{}
+	}
+	if new == nil {
+		new = &deception.State{}
+	}
+	var out []NodeChange
+	before, after := nodesOf(old), nodesOf(new)
+	for _, node := range after {
+		if !slices.Contains(before, node) {
+			out = append(out, NodeChange{node, Change{Kind: "node", Name: node, Action: Added}})
+			out = append(out, diffNode(node, &deception.State{}, new)...)
+			continue
+		}
+		out = append(out, diffNode(node, old, new)...)
+	}
+	for _, node := range before {
+		if !slices.Contains(after, node) {
+			out = append(out, NodeChange{node, Change{Kind: "node", Name: node, Action: Removed}})
+			out = append(out, diffNode(node, old, &deception.State{})...)
+		}
+	}
+	return out
+}
+
+func nodesOf(s *deception.State) []string {
+	if len(s.Nodes) == 0 && s.Node != "" {
+		return []string{s.Node}
+	}
+	out := make([]string, len(s.Nodes))
+	for i, n := range s.Nodes {
+		out[i] = n.Name
+	}
+	return out
+}
+
+func diffNode(node string, old, new *deception.State) []NodeChange {
+	before, after := old.Part(node), new.Part(node)
+	before.Nodes, after.Nodes = nil, nil // said by DiffNodes
+	var out []NodeChange
+	for _, c := range Diff(&before, &after) {
+		out = append(out, NodeChange{node, c})
+	}
+	return out
 }
 
 // aspect is one key of an object, in a form in which equal means the same.
@@ -96,13 +160,19 @@ func diffKind[T any](kind string, old, new []T, aspects func(*T) (name string, a
 	return out
 }
 
+func nodeAspects(n *deception.Node) (string, []aspect) { return n.Name, nil }
+
+func gatewayAspects(g *deception.Gateway) (string, []aspect) {
+	return g.Name, []aspect{one("node", g.Node), one("listen", g.Listen.String()), {"addresses", g.Addresses}}
+}
+
 func segmentAspects(s *deception.Segment) (string, []aspect) {
 	subnets := make([]string, len(s.Subnets))
 	for i, sub := range s.Subnets {
 		subnets[i] = fmt.Sprint(sub.Prefix, " ", sub.Gateway)
 	}
 	return s.Name, []aspect{
-		one("parent", s.Parent), unordered("subnets", subnets),
+		one("node", s.Node), one("parent", s.Parent), unordered("subnets", subnets),
 		ranges("exclude", s.Exclude), one("steering", string(s.Steering)),
 	}
 }
@@ -112,7 +182,13 @@ func zoneAspects(z *deception.Zone) (string, []aspect) {
 	for i, a := range z.Allow {
 		allow[i] = a.To.String() + " " + strings.Join(portTexts(a.Ports), ",")
 	}
-	return z.Name, []aspect{unordered("subnet", texts(z.Subnets)), one("link", z.Link), unordered("allow", allow)}
+	egress := aspect{key: "egress"}
+	if e := z.Egress; e != nil {
+		egress.value = append([]string{e.Node, e.Listen.String()}, slices.Sorted(slices.Values(texts(e.From)))...)
+	}
+	return z.Name, []aspect{
+		one("node", z.Node), unordered("subnet", texts(z.Subnets)), one("link", z.Link), unordered("allow", allow), egress,
+	}
 }
 
 func serviceAspects(s *deception.Service) (string, []aspect) {
@@ -135,9 +211,14 @@ func decoyAspects(d *deception.Decoy) (string, []aspect) {
 			bind = append(bind, fmt.Sprintf("%s %s %d", p, b.Service, b.Target))
 		}
 	}
+	var aliases []string
+	for _, a := range d.Aliases {
+		aliases = append(aliases, fmt.Sprint(a.Service, " ", a.Pool, " ", a.Used))
+	}
 	return d.Name, []aspect{
-		one("segment", d.Segment), addresses, unordered("bind", bind),
+		one("segment", d.Segment), one("node", d.Node), addresses, unordered("bind", bind),
 		one("path", string(d.Path)), one("idle", d.Idle.String()),
+		unordered("aliases", aliases),
 	}
 }
 

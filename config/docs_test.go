@@ -57,6 +57,7 @@ func TestReferenceLimits(t *testing.T) {
 		fmt.Sprintf("| size of the file | %d MiB |", MaxSize>>20),
 		"| decoy addresses in a document | " + thousands(MaxDecoyAddresses) + " |",
 		"| IPv6 decoy addresses in a segment | " + thousands(MaxIPv6PerSegment) + ",",
+		"| addresses and ports in the segment `host` of a machine | " + thousands(MaxHostListeners) + ",",
 		"| values that YAML aliases stand for | " + thousands(maxAliased) + " |",
 		fmt.Sprintf("| nesting of lists and mappings | %d levels", maxDepth),
 		"| duration, 1s to 24h | `" + writeDuration(DefaultIdle) + "` |",

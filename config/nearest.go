@@ -17,12 +17,17 @@ func suggest(name, what string, known []string) string {
 	if len(known) == 0 {
 		return fmt.Sprintf("the document has no %s, add one of that name", what)
 	}
+	return fmt.Sprintf("known %s: %s", what, listed(known))
+}
+
+// listed writes names as a list that stays readable however many they are.
+func listed(names []string) string {
 	more := ""
-	if len(known) > maxListed {
-		more = fmt.Sprintf(" and %d others", len(known)-maxListed)
-		known = known[:maxListed]
+	if len(names) > maxListed {
+		more = fmt.Sprintf(" and %d others", len(names)-maxListed)
+		names = names[:maxListed]
 	}
-	return fmt.Sprintf("known %s: %s%s", what, strings.Join(known, ", "), more)
+	return strings.Join(names, ", ") + more
 }
 
 // nearest returns the known name that a slip of the fingers turns into this

@@ -18,6 +18,10 @@ type draft struct {
 	retention located[time.Duration]
 	heads     located[string]
 
+	nodes      []*nodeDraft
+	gateways   []*gatewayDraft
+	controller *controllerDraft
+
 	segments []*segmentDraft
 	zones    []*zoneDraft
 	services []*serviceDraft
@@ -30,6 +34,7 @@ type draft struct {
 
 type segmentDraft struct {
 	name, parent located[string]
+	place        place
 	steering     located[string]
 	subnets      []subnetDraft
 	sound        bool // every subnet was read
@@ -45,6 +50,8 @@ type subnetDraft struct {
 
 type zoneDraft struct {
 	name, link located[string]
+	place      place
+	egress     *egressDraft // nil where there is none
 	subnets    []located[netip.Prefix]
 	sound      bool // every subnet was read
 	allow      []deception.Allow
@@ -63,6 +70,9 @@ type serviceDraft struct {
 type decoyDraft struct {
 	name, segment, path located[string]
 	idle                located[time.Duration]
+	place               place
+	host                bool // it listens on the machine's own addresses
+	any                 located[deception.AddrRange]
 	addresses           []located[deception.AddrRange]
 	sound               bool // every address was read
 	bind                []*bindDraft
@@ -75,18 +85,14 @@ type bindDraft struct {
 	blind   bool // there is a target, but not one to go by
 }
 
-const notOneMachine = "is not supported by this version; drop it, everything in the document belongs to the machine that runs it"
-
 func readDocument(root *node, r *report) *draft {
 	d := &draft{opaque: map[string]bool{}}
 	o := r.object(root, documentShape)
 	if o == nil {
-		d.opaque = map[string]bool{"segments": true, "zones": true, "services": true}
+		d.opaque = map[string]bool{"nodes": true, "segments": true, "zones": true, "services": true}
 		return d
 	}
-	if o.has("node") {
-		d.node = readOne(o, "node", parseNode)
-	}
+	d.readMachines(o)
 	if o.has("data") {
 		d.data = readOne(o, "data", parseDataDir)
 	}
@@ -103,11 +109,10 @@ func readDocument(root *node, r *report) *draft {
 	for _, e := range o.objects("decoys", decoyShape) {
 		d.decoys = append(d.decoys, readDecoy(e))
 	}
-	for _, list := range []string{"segments", "zones", "services"} {
+	for _, list := range []string{"nodes", "gateways", "segments", "zones", "services"} {
 		n := o.fields[list]
 		d.opaque[list] = n != nil && n.kind != kindList && n.kind != kindNull
 	}
-	readMachines(o)
 	return d
 }
 
@@ -120,31 +125,6 @@ func (d *draft) readRecording(o *object) {
 	d.retention = readOne(rec, "retention", durationIn("retention", time.Minute, 3650*24*time.Hour, "90d"))
 	if n := rec.get("heads"); n != nil {
 		d.heads = located[string]{n.text, n.text, n.at, true}
-	}
-}
-
-// readMachines checks what the document says about several machines, which
-// this version knows but does not build.
-func readMachines(o *object) {
-	for _, e := range o.objects("nodes", nodeShape) {
-		checkName(e)
-	}
-	for _, e := range o.objects("gateways", gatewayShape) {
-		checkName(e)
-		readOne(e, "node", parseNode)
-		readOne(e, "listen", parseListen)
-	}
-	for _, name := range []string{"nodes", "gateways"} {
-		if n := o.fields[name]; n != nil {
-			o.r.add(o.keyAt[name], "%s %s", name, notOneMachine)
-		}
-	}
-}
-
-// readNode checks the node key of an object inside the document.
-func readNode(o *object) {
-	if o.has("node") && readOne(o, "node", parseNode).ok {
-		o.r.add(o.keyAt["node"], "node: in a %s %s", o.shape.what, notOneMachine)
 	}
 }
 
@@ -161,7 +141,7 @@ func checkName(o *object) located[string] {
 }
 
 func readSegment(o *object) *segmentDraft {
-	s := &segmentDraft{name: checkName(o), sound: true}
+	s := &segmentDraft{name: checkName(o), place: readPlace(o), sound: true}
 	if s.name.v == deception.HostSegment {
 		o.r.add(s.name.at, "segment name %q is reserved for the machine's own addresses; another name, as office", s.name.v)
 	}
@@ -185,7 +165,6 @@ func readSegment(o *object) *segmentDraft {
 	}
 	s.tagged = o.has("vlan") || o.has("vxlan")
 	readTags(o, cmp.Or(s.parent.v, "NIC"))
-	readNode(o)
 	return s
 }
 
@@ -214,12 +193,17 @@ func readTags(o *object, parent string) {
 }
 
 func readZone(o *object) *zoneDraft {
-	z := &zoneDraft{name: checkName(o)}
+	z := &zoneDraft{name: checkName(o), place: readPlace(o), egress: readEgress(o)}
+	z.place.known = z.place.known && (z.egress != nil || !o.has("egress"))
 	z.subnets, z.sound = readList(o, "subnet", parsePrefix)
 	z.sound = z.sound && o.has("subnet")
 	onePerFamily(o, "subnet", z.subnets, netip.Prefix.Addr)
-	if o.has("link") || !o.has("egress") { // the egress says where the link is
+	if o.has("link") || !o.has("egress") {
 		z.link = readOne(o, "link", parseInterface)
+	}
+	if z.link.v == deception.LinkAuto && !o.has("egress") {
+		o.r.add(z.link.at, "link auto is for zones with an egress; name the interface, as in `ip link`")
+		z.link.ok = false
 	}
 	for _, e := range o.objects("allow", allowShape) {
 		to := readOne(e, "to", parseAllowTo)
@@ -227,13 +211,6 @@ func readZone(o *object) *zoneDraft {
 		checkPortsOnce(o.r, "this allow entry", ports)
 		z.allow = append(z.allow, deception.Allow{To: to.v, Ports: values(ports)})
 	}
-	if n := o.get("egress"); n != nil {
-		e := o.r.object(n, egressShape)
-		readOne(e, "node", parseNode)
-		readOne(e, "listen", parseListen)
-		o.r.add(o.keyAt["egress"], "egress is not supported by this version; drop it and name the zone's link, everything belongs to the machine that runs the document")
-	}
-	readNode(o)
 	return z
 }
 
@@ -253,16 +230,13 @@ func readService(o *object) *serviceDraft {
 	if o.has("netns") {
 		s.netns = readOne(o, "netns", parseNetns)
 	}
-	readNode(o)
 	return s
 }
 
 func readDecoy(o *object) *decoyDraft {
-	d := &decoyDraft{name: checkName(o), segment: o.text("segment")}
-	if d.segment.v == deception.HostSegment {
-		// Its addresses are another grammar ("any"); nothing to add about them.
-		o.r.add(d.segment.at, "listen mode (segment: host) is not part of this version; name a segment of the document")
-		d.segment.ok = false
+	d := &decoyDraft{name: checkName(o), segment: o.text("segment"), place: readPlace(o)}
+	if d.host = d.segment.v == deception.HostSegment; d.host {
+		d.readHostAddresses(o)
 	} else {
 		d.addresses, d.sound = readList(o, "addresses", parseDecoyRange)
 		d.sound = d.sound && o.has("addresses")
@@ -276,7 +250,6 @@ func readDecoy(o *object) *decoyDraft {
 	if o.has("idle") {
 		d.idle = readOne(o, "idle", durationIn("idle", time.Second, 24*time.Hour, "30m"))
 	}
-	readNode(o)
 	return d
 }
 
@@ -298,7 +271,7 @@ func readBinding(o *object) *bindDraft {
 }
 
 func parseDecoyRange(s string) (deception.AddrRange, error) {
-	if s == "any" {
+	if s == anyAddress {
 		return deception.AddrRange{}, fmt.Errorf("addresses: [any] is for the segment host only; the addresses themselves, as 192.0.2.100-192.0.2.150")
 	}
 	return parseRange(s)

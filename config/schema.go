@@ -32,6 +32,9 @@ type shape struct {
 	path string // as it stands in the reference: "segments[]"
 	keys []key
 	open bool // further keys are let pass: later versions define them
+	// foreign are keys of other objects that people look for here, each with
+	// what to do instead.
+	foreign map[string]string
 }
 
 // inside names the place of a key in messages.
@@ -76,6 +79,7 @@ var (
 		{"decoys", wantList, false, "[{name: office-web, segment: office, addresses: [192.0.2.10], bind: [{ports: [80], service: web}]}]"},
 		{"nodes", wantList, false, "[{name: hq}]"},
 		{"gateways", wantList, false, "[{name: gw1, node: hq, listen: 0.0.0.0:7444}]"},
+		{"controller", wantMap, false, "{node: hq, listen: 0.0.0.0:7443}"},
 	}}
 	recordingShape = &shape{what: "recording", path: "recording", keys: []key{
 		{"retention", wantText, false, "90d"},
@@ -113,6 +117,7 @@ var (
 	egressShape = &shape{what: "egress", path: "zones[].egress", keys: []key{
 		{"node", wantText, true, "vm1"},
 		{"listen", wantText, true, "172.16.23.2:7445"},
+		{"from", wantTextOrList, false, "[172.16.23.0/24]"},
 	}}
 	serviceShape = &shape{what: "service", path: "services[]", keys: []key{
 		{"name", wantText, true, "web"},
@@ -121,8 +126,7 @@ var (
 		{"ports", wantList, true, "[80, 443, 161/udp]"},
 		{"aliases", wantTextOrList, false, "10.3.0.0/24"},
 		{"netns", wantText, false, "web"},
-		{"node", wantText, false, "hq"},
-	}}
+	}, foreign: map[string]string{"node": "drop it, a service is where its zone is"}}
 	decoyShape = &shape{what: "decoy", path: "decoys[]", keys: []key{
 		{"name", wantText, true, "office-web"},
 		{"segment", wantText, true, "office"},
@@ -142,12 +146,18 @@ var (
 	}}
 	gatewayShape = &shape{what: "gateway", path: "gateways[]", keys: []key{
 		{"name", wantText, true, "gw1"},
-		{"node", wantText, true, "hq"},
+		{"node", wantText, false, "hq"},
 		{"listen", wantText, true, "0.0.0.0:7444"},
+		{"addresses", wantTextOrList, false, "[hq.example.com:7444]"},
+	}}
+	controllerShape = &shape{what: "controller", path: "controller", keys: []key{
+		{"node", wantText, false, "hq"},
+		{"listen", wantText, true, "0.0.0.0:7443"},
+		{"urls", wantTextOrList, false, `["https://hq.example.com:7443"]`},
 	}}
 
 	shapes = []*shape{
 		documentShape, recordingShape, segmentShape, vxlanShape, subnetShape, zoneShape, allowShape, egressShape,
-		serviceShape, decoyShape, bindShape, nodeShape, gatewayShape,
+		serviceShape, decoyShape, bindShape, nodeShape, gatewayShape, controllerShape,
 	}
 )

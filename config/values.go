@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
+	"net/url"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -168,7 +170,7 @@ func parseGateway(s string) (netip.Addr, error) {
 	return parseHostAddr(s)
 }
 
-// parseAllowTo reads an address or a prefix.
+// parseAllowTo reads an address or a prefix that others have.
 func parseAllowTo(s string) (netip.Prefix, error) {
 	if strings.Contains(s, "/") {
 		p, err := netip.ParsePrefix(s)
@@ -221,12 +223,88 @@ func parseNumber(what, s string, low, high uint64) (uint64, error) {
 	return n, nil
 }
 
+// parseListen reads where a process listens: an address of the machine, or all.
 func parseListen(s string) (netip.AddrPort, error) {
 	ap, err := netip.ParseAddrPort(s)
 	if err != nil || ap.Port() == 0 {
 		return ap, fmt.Errorf("bad listen address %q; an address and a port, as 0.0.0.0:7444 or [::]:7444", s)
 	}
+	if ap.Addr().Is4In6() {
+		return ap, fmt.Errorf("listen address %s is IPv4 in IPv6 form; write %s", s, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+	}
+	if ap.Addr().IsMulticast() || ap.Addr() == broadcast {
+		return ap, fmt.Errorf("nothing can listen on the multicast or broadcast address %s; an address of the machine, as 192.0.2.10:%d", s, ap.Port())
+	}
 	return ap, nil
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// parseEndpoint reads where others reach a port: a host name or an address, and
+// the port.
+func parseEndpoint(s string) (string, error) {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return "", fmt.Errorf("bad address %q; a host and its port, as hq.example.com:7444 or [2001:db8::10]:7444", s)
+	}
+	if fault := hostFault(host); fault != "" {
+		return "", fmt.Errorf("address %q %s, as hq.example.com:7444 or 192.0.2.10:7444", s, fault)
+	}
+	if _, err := parseNumber("port", port, 1, 65535); err != nil {
+		return "", err
+	}
+	return s, nil
+}
+
+// hostFault returns what is wrong with the host that others are to reach.
+func hostFault(host string) string {
+	a, err := netip.ParseAddr(host)
+	switch {
+	case err != nil && (len(host) > 253 || !hostForm.MatchString(host) || isDigits(strings.ReplaceAll(host, ".", ""))):
+		return "has no host name or address in front of its port; a host that others reach"
+	case err == nil && a.IsUnspecified():
+		return "stands for every address, nobody can connect to it; one that others reach"
+	case err == nil && (a.Zone() != "" || a.Is4In6() || a.IsMulticast() || a == broadcast):
+		return "is no address that others reach; one of the machine's"
+	}
+	return ""
+}
+
+// parseControllerURL reads an address of the controller.
+func parseControllerURL(s string) (string, error) {
+	const right = "as https://hq.example.com:7443"
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Host == "":
+		return "", fmt.Errorf("bad URL %q; %s", s, right)
+	case u.Scheme != "https":
+		return "", fmt.Errorf("URL %q is not https; the controller speaks TLS only, %s", s, right)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
+		return "", fmt.Errorf("URL %q has more than a host and a port; %s", s, right)
+	}
+	if fault := hostFault(u.Hostname()); fault != "" {
+		return "", fmt.Errorf("URL %q %s, %s", s, fault, right)
+	}
+	if p := u.Port(); p != "" {
+		if _, err := parseNumber("port", p, 1, 65535); err != nil {
+			return "", err
+		}
+	}
+	return "https://" + u.Host, nil
+}
+
+// hostRangeFault tells why no machine can have an address of the range.
+func hostRangeFault(s string, r deception.AddrRange) error {
+	for _, p := range specials {
+		if p.what == "loopback" || !deception.RangeOf(p.prefix).Overlaps(r) {
+			continue
+		}
+		if p.what == "unspecified" {
+			return fmt.Errorf("%s takes in the unspecified address; addresses of the machine, or any for all of them", s)
+		}
+		return fmt.Errorf("%s takes in %s addresses; addresses of the machine, as 192.0.2.10, or any for all of them", s, p.what)
+	}
+	return nil
 }
 
 func isDigits(s string) bool {

@@ -90,20 +90,57 @@ const (
 	SteeringTPROXY   Steering = "tproxy"
 )
 
+// Node is a machine that runs decoynet and is told what to do by a controller.
+type Node struct {
+	Name string
+}
+
+// Gateway is an ingress gateway: agents on other nodes bring their flows to it.
+type Gateway struct {
+	Name   string
+	Node   string         // the machine that it runs on
+	Listen netip.AddrPort // where it waits for agents
+	// Addresses are where agents reach it, each host:port, best first. Empty
+	// where that is Listen itself.
+	Addresses []string
+}
+
+// Egress is the place of a zone's edge on another machine than the ingress
+// gateway's: flows come there with a PROXY v2 header.
+type Egress struct {
+	Node   string         // the machine that it runs on
+	Listen netip.AddrPort // where it waits for ingress gateways
+	// From are the networks that ingress gateways connect from. Nobody else is
+	// served. Empty where the document means the network that Listen's address
+	// is in, which the machine knows (see State.OnMachine).
+	From []netip.Prefix
+}
+
 // Segment is a layer-2 network that decoys live in.
 type Segment struct {
 	Name     string
+	Node     string // the machine that it is on; empty in a document of one machine
 	Parent   string // name of the NIC that the segment's macvlan stands on
 	Subnets  []Subnet
 	Exclude  []AddrRange // addresses that no decoy may ever take
 	Steering Steering
 }
 
+// LinkAuto stands for the interface that holds the zone's subnet.
+const LinkAuto = "auto"
+
 // Zone is an isolated network of services, reached through Link.
 type Zone struct {
 	Name    string
+	Node    string         // the machine of its edge; empty in a document of one machine
 	Subnets []netip.Prefix // one IPv4, one IPv6, or both
-	Link    string         // interface of this machine behind which the services are
+	// Link is the interface of Node behind which the services are; LinkAuto
+	// where the document leaves it to the machine (see State.OnMachine). It is
+	// empty in another node's part of a document (see State.Part).
+	Link string
+	// Egress is where flows come in for a zone whose edge is no ingress
+	// gateway's machine; nil where it is.
+	Egress *Egress
 	// Allow lists what a service may open towards addresses of the gateway
 	// host itself (a resolver on the bridge, DHCP). Nothing else gets out.
 	Allow []Allow
@@ -179,11 +216,24 @@ func (b *Binding) TargetPort(decoyPort uint16) uint16 {
 type Decoy struct {
 	Name      string
 	Segment   string
+	Node      string      // the machine of its segment; in a document of one machine set for HostSegment only
 	Addresses []AddrRange // disjoint and sorted
 	Any       bool        // addresses: [any], in the host segment only
 	Bind      []Binding
 	Path      Path
 	Idle      time.Duration // a session without a byte for this long is ended
+	// Aliases is where the numbering of alias addresses stands before this
+	// decoy. It is set in a part of a document (see State.Part), in which the
+	// decoys before it may be missing.
+	Aliases []AliasStart
+}
+
+// AliasStart says how many addresses of one of a service's alias pools stand for
+// decoys further up in the document.
+type AliasStart struct {
+	Service string
+	Pool    netip.Prefix
+	Used    uint64
 }
 
 // Lookup returns the binding that holds the port, or nil.
@@ -202,6 +252,8 @@ func (d *Decoy) Lookup(t Transport, port uint16) *Binding {
 // Names are unique per kind and every reference in it resolves.
 type State struct {
 	Node     string
+	Nodes    []Node // empty where one machine is all there is
+	Gateways []Gateway
 	Segments []Segment
 	Zones    []Zone
 	Services []Service
@@ -220,12 +272,14 @@ func (s *State) Service(name string) *Service { return find(s.Services, name, se
 // Decoy returns the decoy of that name, or nil.
 func (s *State) Decoy(name string) *Decoy { return find(s.Decoys, name, decoyName) }
 
-// DecoysOf returns the decoys that live in the segment, in document order.
+// DecoysOf returns the decoys that live in the segment, in document order; of
+// HostSegment those of the state's own node.
 func (s *State) DecoysOf(segment string) []*Decoy {
 	var out []*Decoy
 	for i := range s.Decoys {
-		if s.Decoys[i].Segment == segment {
-			out = append(out, &s.Decoys[i])
+		d := &s.Decoys[i]
+		if d.Segment == segment && (segment != HostSegment || d.Node == s.Node) {
+			out = append(out, d)
 		}
 	}
 	return out

@@ -23,11 +23,13 @@ const (
 	EndUnbound                        // the decoy has no binding for it any more
 	EndLost                           // the process died while the session ran
 	EndOverload                       // a limit of this machine was reached (descriptors, flows)
+	EndGateway                        // no ingress gateway could be reached, or it was lost on the way
+	EndDenied                         // the ingress gateway does not let this agent speak for the decoy
 )
 
 var endReasons = [...]string{
 	"", "client_closed", "service_closed", "client_reset", "service_reset",
-	"idle", "refused", "shutdown", "unbound", "lost", "overload",
+	"idle", "refused", "shutdown", "unbound", "lost", "overload", "gateway_lost", "denied",
 }
 
 // String returns the value of decoynet.end_reason, "" for a running session.

@@ -109,6 +109,69 @@ func TestKernelRoutes(t *testing.T) {
 	}
 }
 
+// Every machine has a segment host of its own; a decoy that names the address
+// comes before one that stands at any.
+func TestLookupOnMachines(t *testing.T) {
+	tcp := func(port uint16) []PortRange { return []PortRange{Port(TCP, port)} }
+	self := []AddrRange{addrRange(t, "192.0.2.7")}
+	state := tableState()
+	state.Decoys = append(state.Decoys,
+		Decoy{Name: "all-1", Segment: HostSegment, Node: "n1", Any: true, Bind: []Binding{{Ports: tcp(80), Service: "web"}, {Ports: tcp(22), Service: "ssh"}}},
+		Decoy{Name: "own-1", Segment: HostSegment, Node: "n1", Addresses: self, Bind: []Binding{{Ports: tcp(22), Service: "web", Target: 80}}},
+		Decoy{Name: "more-1", Segment: HostSegment, Node: "n1", Any: true, Bind: []Binding{{Ports: tcp(8000), Service: "range"}}},
+		Decoy{Name: "own-2", Segment: HostSegment, Node: "n2", Addresses: self, Bind: []Binding{{Ports: tcp(80), Service: "web"}}},
+		// Decoys of one machine may share addresses.
+		Decoy{Name: "net-2", Segment: HostSegment, Node: "n2", Addresses: []AddrRange{addrRange(t, "192.0.2.4/30")}, Bind: []Binding{{Ports: tcp(81), Service: "web", Target: 80}}},
+		Decoy{Name: "low-2", Segment: HostSegment, Node: "n2", Addresses: []AddrRange{addrRange(t, "192.0.2.6-192.0.2.8")}, Bind: []Binding{{Ports: tcp(22), Service: "ssh"}}},
+		Decoy{Name: "last", Segment: "dmz", Addresses: []AddrRange{addrRange(t, "192.0.2.200")}, Bind: []Binding{{Ports: tcp(80), Service: "web"}}},
+	)
+	table := NewTable(state)
+	for _, c := range []struct{ segment, decoy, want string }{
+		{SegmentKey("n1", HostSegment), "192.0.2.7:22", "own-1 10.2.0.14:80 true"},
+		{SegmentKey("n1", HostSegment), "192.0.2.8:22", "all-1 10.1.0.3:22 false"},
+		{SegmentKey("n1", HostSegment), "192.0.2.7:80", "all-1 10.2.0.13:80 true"},   // what the one does not bind
+		{SegmentKey("n1", HostSegment), "203.0.113.9:80", "all-1 10.2.0.13:80 true"}, // one alias for the machine
+		{SegmentKey("n1", HostSegment), "[2001:db8::7]:80", "all-1 [fd00::2]:80 false"},
+		{SegmentKey("n1", HostSegment), "[2001:db8::7]:22", "nothing"}, // ssh has no IPv6 address
+		{SegmentKey("n1", HostSegment), "192.0.2.7:8000", "more-1 10.1.0.4:8000 false"},
+		{SegmentKey("n1", HostSegment), "192.0.2.7:443", "nothing"},
+		{SegmentKey("n2", HostSegment), "192.0.2.7:80", "own-2 10.2.0.15:80 true"},
+		{SegmentKey("n2", HostSegment), "192.0.2.8:80", "nothing"},
+		{SegmentKey("n2", HostSegment), "192.0.2.7:81", "net-2 10.2.0.19:80 true"},
+		{SegmentKey("n2", HostSegment), "192.0.2.4:81", "net-2 10.2.0.16:80 true"},
+		{SegmentKey("n2", HostSegment), "192.0.2.7:22", "low-2 10.1.0.3:22 false"},
+		{SegmentKey("n2", HostSegment), "192.0.2.8:22", "low-2 10.1.0.3:22 false"},
+		{SegmentKey("n3", HostSegment), "192.0.2.7:80", "nothing"},
+		{HostSegment, "192.0.2.7:80", "nothing"},
+		{SegmentKey("n9", "dmz"), "192.0.2.200:80", "last 10.2.0.20:80 true"},
+	} {
+		got := "nothing"
+		if target, ok := table.Lookup(c.segment, TCP, netip.MustParseAddrPort(c.decoy)); ok {
+			got = fmt.Sprintf("%s %s %v", target.Decoy.Name, target.Address, target.Alias)
+		}
+		if got != c.want {
+			t.Errorf("%s %s leads to %s, want %s", c.segment, c.decoy, got, c.want)
+		}
+	}
+	for at, want := range map[string]bool{"192.0.2.7:22": true, "[2001:db8::7]:22": true, "[2001:db8::7]:23": false, "203.0.113.9:80": true} {
+		if got := table.Binds("host@n1", TCP, netip.MustParseAddrPort(at)); got != want {
+			t.Errorf("Binds(%s) = %v", at, got)
+		}
+	}
+	if table.Binds("host@n1", UDP, netip.MustParseAddrPort("192.0.2.7:22")) || table.Binds("host@n3", TCP, netip.MustParseAddrPort("192.0.2.7:22")) || !table.Binds("dmz", TCP, netip.MustParseAddrPort("192.0.2.200:80")) {
+		t.Error("Binds tells of another transport or machine, or not of the segment")
+	}
+	state.Node = "n1"
+	if own := state.DecoysOf(HostSegment); len(own) != 3 || own[0].Name != "all-1" || own[2].Name != "more-1" {
+		t.Errorf("decoys of this machine: %+v", own)
+	}
+	if allocs := testing.AllocsPerRun(100, func() {
+		table.Lookup("host@n1", TCP, netip.AddrPortFrom(self[0].From, 8000))
+	}); allocs > 0 {
+		t.Errorf("a lookup allocates %v times", allocs)
+	}
+}
+
 func BenchmarkLookup(b *testing.B) {
 	table := NewTable(tableState())
 	decoy := netip.MustParseAddrPort("192.0.2.15:80")

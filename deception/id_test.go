@@ -1,4 +1,4 @@
-package gateway
+package deception
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 
 // Identifiers are UUIDs of version 7 that increase strictly, also within one
 // millisecond, past the counter's end, and when the clock is set back.
-func TestSessionIDs(t *testing.T) {
+func TestNewSessionIDs(t *testing.T) {
 	var s idSource
 	at := time.UnixMilli(1_800_000_000_000)
 	last := s.new(at)

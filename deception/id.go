@@ -1,12 +1,10 @@
-package gateway
+package deception
 
 import (
 	crand "crypto/rand"
 	"encoding/binary"
 	"sync"
 	"time"
-
-	"decoynet/deception"
 )
 
 // idSource makes session identifiers: UUIDs of version 7 (RFC 9562, method 1 of
@@ -24,10 +22,10 @@ type idSource struct {
 var ids idSource
 
 // NewSessionID returns the identifier of a session that starts at t.
-func NewSessionID(t time.Time) deception.SessionID { return ids.new(t) }
+func NewSessionID(t time.Time) SessionID { return ids.new(t) }
 
 // new returns the identifier of a session that starts at t.
-func (s *idSource) new(t time.Time) deception.SessionID {
+func (s *idSource) new(t time.Time) SessionID {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.left < 8 {
@@ -42,7 +40,7 @@ func (s *idSource) new(t time.Time) deception.SessionID {
 		s.millis++ // more than four thousand in a millisecond: borrow the next one
 		s.counter = 0
 	}
-	var id deception.SessionID
+	var id SessionID
 	binary.BigEndian.PutUint64(id[:8], uint64(s.millis)<<16|0x7000|uint64(s.counter))
 	copy(id[8:], tail)
 	id[8] = id[8]&0x3f | 0x80
