@@ -1,0 +1,255 @@
+package rpc
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/rpc/decoynetv1"
+	"decoynet/internal/spool"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+)
+
+var same = cmp.Options{
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmp.Comparer(func(a, b time.Time) bool { return a.Equal(b) }),
+	cmp.Comparer(func(a, b []byte) bool { return bytes.Equal(a, b) }),
+}
+
+var (
+	anyID = rapid.Custom(func(t *rapid.T) (id deception.SessionID) {
+		copy(id[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "id"))
+		id[0] |= 1
+		return id
+	})
+	anyTime = rapid.Map(rapid.Int64Range(1, 1<<62), func(ns int64) time.Time { return time.Unix(0, ns) })
+	anyIP   = rapid.Custom(func(t *rapid.T) netip.Addr {
+		b := rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "address")
+		if rapid.Bool().Draw(t, "IPv4") {
+			return netip.AddrFrom4([4]byte(b))
+		}
+		b[0] |= 0x20 // no IPv4 address in IPv6 form
+		return netip.AddrFrom16([16]byte(b))
+	})
+	anyAddr = rapid.Custom(func(t *rapid.T) netip.AddrPort {
+		return netip.AddrPortFrom(anyIP.Draw(t, "address"), rapid.Uint16().Draw(t, "port"))
+	})
+	maybeAddr = rapid.Custom(func(t *rapid.T) netip.AddrPort {
+		if rapid.Bool().Draw(t, "none") {
+			return netip.AddrPort{}
+		}
+		return anyAddr.Draw(t, "some")
+	})
+	anyMode = rapid.SampledFrom([]deception.SourceMode{deception.SourceKept, deception.SourcePortMoved, deception.SourceMasquerade})
+	anyHead = rapid.SliceOfN(rapid.Byte(), 0, deception.HeadBytes)
+
+	anySession = rapid.Custom(func(t *rapid.T) *deception.Session {
+		s := &deception.Session{
+			ID: anyID.Draw(t, "id"), Start: anyTime.Draw(t, "start"),
+			Node: rapid.String().Draw(t, "node"), Segment: rapid.String().Draw(t, "segment"),
+			Decoy: rapid.String().Draw(t, "decoy"), Service: rapid.String().Draw(t, "service"),
+			Transport:  rapid.SampledFrom([]deception.Transport{deception.TCP, deception.UDP}).Draw(t, "transport"),
+			Path:       rapid.SampledFrom([]deception.Path{deception.PathRelay, deception.PathKernel}).Draw(t, "path"),
+			SourceMode: anyMode.Draw(t, "mode"),
+			Source:     anyAddr.Draw(t, "source"), SourceNAT: maybeAddr.Draw(t, "source_nat"),
+			Destination: anyAddr.Draw(t, "destination"), DestinationNAT: maybeAddr.Draw(t, "destination_nat"),
+			SourceBytes: rapid.Uint64().Draw(t, "source_bytes"), DestinationBytes: rapid.Uint64().Draw(t, "destination_bytes"),
+			SourceHead: anyHead.Draw(t, "source_head"), DestinationHead: anyHead.Draw(t, "destination_head"),
+			Reason: deception.EndReason(rapid.Byte().Draw(t, "reason")),
+		}
+		if rapid.Bool().Draw(t, "ended") {
+			s.End = anyTime.Draw(t, "end")
+		}
+		return s
+	})
+	anySeen = rapid.Custom(func(t *rapid.T) *deception.SourceSeen {
+		return &deception.SourceSeen{
+			Session: anyID.Draw(t, "session"), SourceNAT: anyAddr.Draw(t, "source_nat"),
+			SourceMode: anyMode.Draw(t, "mode"), DestinationNAT: maybeAddr.Draw(t, "destination_nat"),
+		}
+	})
+	anyEvent = rapid.Custom(func(t *rapid.T) *deception.Event {
+		e := &deception.Event{
+			ID: anyID.Draw(t, "id"), Time: anyTime.Draw(t, "time"),
+			Kind: deception.EventKind(rapid.StringN(1, 20, -1).Draw(t, "kind")),
+			Node: rapid.String().Draw(t, "node"), Segment: rapid.String().Draw(t, "segment"), Decoy: rapid.String().Draw(t, "decoy"),
+			Source: maybeAddr.Draw(t, "source"), Destination: maybeAddr.Draw(t, "destination"), Message: rapid.String().Draw(t, "message"),
+		}
+		if rapid.Bool().Draw(t, "about a session") {
+			e.Session = anyID.Draw(t, "session")
+		}
+		return e
+	})
+)
+
+// What a recorder puts into the spool is what the controller reads out of a record.
+func TestRecordsRoundTrip(t *testing.T) {
+	s, err := spool.Open(spool.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(t.Context())
+	r := NewRecorder(s)
+	rapid.Check(t, func(t *rapid.T) {
+		var want Record
+		switch rapid.IntRange(0, 2).Draw(t, "kind") {
+		case 0:
+			want.Session = anySession.Draw(t, "session")
+			if want.Session.End.IsZero() {
+				r.Started(want.Session)
+			} else {
+				r.Ended(want.Session)
+			}
+		case 1:
+			want.SourceSeen = anySeen.Draw(t, "seen")
+			r.SourceSeen(want.SourceSeen)
+		case 2:
+			want.Event = anyEvent.Draw(t, "event")
+			r.Event(want.Event)
+		}
+		b, err := s.Next(t.Context(), 1, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeRecord(b.Records[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, same); diff != "" {
+			t.Fatalf("(-want +got):\n%s", diff)
+		}
+		if err := s.Ack(b); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestRecorderFillsIn(t *testing.T) {
+	s, err := spool.Open(spool.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close(t.Context())
+	r := NewRecorder(s)
+	running := session(1)
+	running.End = time.Time{}
+	r.Ended(running)
+	r.Event(&deception.Event{Kind: deception.EventClaimRefused, Decoy: "a\xffb", Message: "\xc3("})
+	b, err := s.Next(t.Context(), 2, 1<<20)
+	if err != nil || len(b.Records) != 2 {
+		t.Fatal(len(b.Records), err)
+	}
+	if got, err := DecodeRecord(b.Records[0]); err != nil || got.Session.Running() || !running.End.IsZero() {
+		t.Errorf("%+v, %v", got.Session, err)
+	}
+	got, err := DecodeRecord(b.Records[1])
+	if err != nil || got.Event.ID.IsZero() || got.Event.Time.IsZero() || got.Event.Decoy != "a\ufffdb" || got.Event.Message != "\ufffd(" {
+		t.Errorf("%+v, %v", got.Event, err)
+	}
+}
+
+// Each field that can be wrong is named, with what would be right.
+func TestBadRecords(t *testing.T) {
+	for _, c := range []struct {
+		want   string
+		change func(m *decoynetv1.Session)
+	}{
+		{"session.id has 3 bytes, not 16", func(m *decoynetv1.Session) { m.Id = []byte("abc") }},
+		{"session.id is zero", func(m *decoynetv1.Session) { m.Id = make([]byte, 16) }},
+		{"session.start is missing", func(m *decoynetv1.Session) { m.Start = 0 }},
+		{"session.start is before 1970", func(m *decoynetv1.Session) { m.Start = -1 }},
+		{"session.transport is 1; 6 (TCP) or 17 (UDP)", func(m *decoynetv1.Session) { m.Transport = 1 }},
+		{`session.path is "tunnel"; relay or kernel`, func(m *decoynetv1.Session) { m.Path = "tunnel" }},
+		{"session.source_mode is 3; at most 2", func(m *decoynetv1.Session) { m.SourceMode = 3 }},
+		{"session.source is missing", func(m *decoynetv1.Session) { m.Source = nil }},
+		{"session.source has 5 bytes; 6 for IPv4, 18 for IPv6", func(m *decoynetv1.Session) { m.Source = make([]byte, 5) }},
+		{"session.destination [::ffff:192.0.2.1]:80 is an IPv4 address in IPv6 form", func(m *decoynetv1.Session) {
+			m.Destination, _ = netip.MustParseAddrPort("[::ffff:192.0.2.1]:80").MarshalBinary()
+		}},
+		{"session.source_head has 257 bytes; at most 256", func(m *decoynetv1.Session) { m.SourceHead = make([]byte, 257) }},
+		{"session.reason is 256; at most 255", func(m *decoynetv1.Session) { m.Reason = 256 }},
+	} {
+		m := EncodeSession(session(1))
+		c.change(m)
+		b, err := proto.Marshal(&decoynetv1.Record{Kind: &decoynetv1.Record_Session{Session: m}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := DecodeRecord(b); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("got %v, want %s", err, c.want)
+		}
+	}
+	for want, b := range map[string][]byte{
+		"read record: proto":                  []byte("what is this"),
+		"read record: it is neither session,": nil,
+	} {
+		if _, err := DecodeRecord(b); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+// No record makes the controller panic, and what is taken can be written again.
+func FuzzRecord(f *testing.F) {
+	for _, m := range []*decoynetv1.Record{
+		{Kind: &decoynetv1.Record_Session{Session: EncodeSession(session(1))}},
+		{Kind: &decoynetv1.Record_Event{Event: EncodeEvent(event(1))}},
+		{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(&deception.SourceSeen{
+			Session: id(1), SourceNAT: netip.MustParseAddrPort("[2001:db8::1]:7"), SourceMode: deception.SourcePortMoved,
+		})}},
+	} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := DecodeRecord(b)
+		if err != nil {
+			return
+		}
+		again := &decoynetv1.Record{}
+		switch {
+		case r.Session != nil:
+			_, _ = r.Session.Reason.String(), r.Session.SourceMode.String()
+			again.Kind = &decoynetv1.Record_Session{Session: EncodeSession(r.Session)}
+		case r.SourceSeen != nil:
+			again.Kind = &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(r.SourceSeen)}
+		default:
+			again.Kind = &decoynetv1.Record_Event{Event: EncodeEvent(r.Event)}
+		}
+		if b, err = proto.Marshal(again); err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeRecord(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(r, got, same); diff != "" {
+			t.Fatalf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+func BenchmarkRecorder(b *testing.B) {
+	s, err := spool.Open(spool.Config{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close(b.Context())
+	r, one := NewRecorder(s), session(1)
+	one.SourceHead = make([]byte, 200)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Ended(one)
+	}
+}

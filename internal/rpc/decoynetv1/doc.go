@@ -1,0 +1,2 @@
+// Package decoynetv1 holds the messages of ../decoynet.proto, as protoc makes them.
+package decoynetv1
