@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,8 @@ import (
 //	accept   relay.Engine took it at a steered socket; source and original
 //	         destination are known                               (Accept)
 //	bind     the table says which service that is                (Accept)
-//	open     the egress dials the service as the intruder        (Open, Opened)
+//	open     the egress dials the service as the intruder; one   (Open, Opened)
+//	         on another machine is told whose flow it is
 //	relay    relay.Engine carries bytes, half-closes and resets
 //	close    the session is recorded                             (Close)
 //
@@ -32,28 +34,56 @@ const udpIdle = time.Minute
 // happens only in the moment between a change of the table and of the steering.
 func (g *Gateway) Accept(f *relay.Flow) bool {
 	s := &f.Session
-	target, ok := g.table.Load().Lookup(f.Listener.Name, s.Transport, s.Destination)
+	s.Node, s.Segment = g.cfg.Node, f.Listener.Name
+	_, idle, ok := g.bind(s)
 	if !ok {
 		return false
 	}
-	s.ID = NewSessionID(s.Start)
-	s.Node, s.Segment, s.Path = g.cfg.Node, f.Listener.Name, deception.PathRelay
-	s.Decoy, s.Service = target.Decoy.Name, target.Service.Name
-	s.DestinationNAT = target.Address
-	f.Idle = target.Decoy.Idle
-	if s.Transport == deception.UDP {
-		f.Idle = min(f.Idle, udpIdle)
-	}
+	s.ID, f.Idle = deception.NewSessionID(s.Start), idle
 	return true
 }
 
-// Open dials the service from the intruder's own address and port. Where a
+// bind leads a session whose Node, Segment, Transport and Destination are known
+// by the table of this moment, and says for how long it may be idle. False where
+// nothing is bound; the session is not changed then.
+func (g *Gateway) bind(s *deception.Session) (target deception.Target, idle time.Duration, ok bool) {
+	target, ok = g.table.Load().Lookup(deception.SegmentKey(s.Node, s.Segment), s.Transport, s.Destination)
+	if !ok {
+		return target, 0, false
+	}
+	s.Path = deception.PathRelay
+	s.Decoy, s.Service = target.Decoy.Name, target.Service.Name
+	s.DestinationNAT = target.Address
+	idle = target.Decoy.Idle
+	if s.Transport == deception.UDP {
+		idle = min(idle, udpIdle)
+	}
+	return target, idle, true
+}
+
+// Open dials the service as the intruder, or the egress that does so.
+func (g *Gateway) Open(f *relay.Flow, last bool) (fd int, err error) {
+	f.Prelude, f.Abortive = f.Prelude[:0], false
+	if egress, away := g.hop(f.Session.Service); away {
+		fd, f.Prelude, err = g.openHop(&f.Session, egress, f.Prelude)
+		f.Abortive = f.Session.Transport == deception.TCP
+		return fd, err
+	}
+	return g.services.open(&f.Session, last)
+}
+
+// dialer opens flows towards services behind links of this machine.
+type dialer struct {
+	tuples udpTuples
+	moved  atomic.Uint64 // flows that had to give up their source port
+}
+
+// open dials the service from the intruder's own address and port. Where a
 // closing connection still holds that port towards this service it asks to be
 // called again; on the last attempt it gives up the port, never the address,
 // and the session says so.
-func (g *Gateway) Open(f *relay.Flow, last bool) (int, error) {
-	s := &f.Session
-	fd, err := g.dial(s, s.Source)
+func (d *dialer) open(s *deception.Session, last bool) (int, error) {
+	fd, err := d.dial(s, s.Source)
 	if err == nil {
 		s.SourceNAT, s.SourceMode = s.Source, deception.SourceKept
 		return fd, nil
@@ -64,7 +94,7 @@ func (g *Gateway) Open(f *relay.Flow, last bool) (int, error) {
 	if !last && s.Transport == deception.TCP {
 		return -1, relay.ErrAgain
 	}
-	if fd, err = g.dial(s, netip.AddrPortFrom(s.Source.Addr(), 0)); err != nil {
+	if fd, err = d.dial(s, netip.AddrPortFrom(s.Source.Addr(), 0)); err != nil {
 		return -1, fmt.Errorf("dial service %s as %s from any port: %w", s.Service, s.Source.Addr(), err)
 	}
 	if s.SourceNAT, err = relay.LocalAddr(fd); err != nil {
@@ -72,23 +102,30 @@ func (g *Gateway) Open(f *relay.Flow, last bool) (int, error) {
 		return -1, fmt.Errorf("read source port towards service %s: %w", s.Service, err)
 	}
 	s.SourceMode = deception.SourcePortMoved
-	g.moved.Add(1)
+	d.moved.Add(1)
 	return fd, nil
 }
 
-func (g *Gateway) dial(s *deception.Session, source netip.AddrPort) (int, error) {
+func (d *dialer) dial(s *deception.Session, source netip.AddrPort) (int, error) {
 	if s.Transport == deception.TCP {
 		return relay.Dial(unix.SOCK_STREAM, source, s.DestinationNAT)
 	}
 	tuple := udpTuple{source, s.DestinationNAT}
-	if source.Port() != 0 && !g.tuples.take(tuple) {
+	if source.Port() != 0 && !d.tuples.take(tuple) {
 		return -1, unix.EADDRINUSE
 	}
 	fd, err := relay.Dial(unix.SOCK_DGRAM, source, s.DestinationNAT)
 	if err != nil && source.Port() != 0 {
-		g.tuples.release(tuple)
+		d.tuples.release(tuple)
 	}
 	return fd, err
+}
+
+// closed gives back what open booked for the flow.
+func (d *dialer) closed(s *deception.Session) {
+	if s.Transport == deception.UDP && s.SourceMode == deception.SourceKept && s.SourceNAT.IsValid() {
+		d.tuples.release(udpTuple{s.Source, s.DestinationNAT})
+	}
 }
 
 func portTaken(err error) bool {
@@ -101,8 +138,10 @@ func (g *Gateway) Opened(f *relay.Flow) { g.cfg.Recorder.Started(&f.Session) }
 // Close records its end, and has a service that refused looked at.
 func (g *Gateway) Close(f *relay.Flow) {
 	s := &f.Session
-	if s.Transport == deception.UDP && s.SourceMode == deception.SourceKept && s.SourceNAT.IsValid() {
-		g.tuples.release(udpTuple{s.Source, s.DestinationNAT})
+	if len(f.Prelude) > 0 {
+		g.closeHop(s)
+	} else {
+		g.services.closed(s)
 	}
 	if g.noHeads.Load() {
 		s.SourceHead, s.DestinationHead = nil, nil

@@ -2,7 +2,9 @@
 
 // Package gateway takes flows at decoys and leads them to services: the ingress
 // decides by its own binding table, the egress dials the service as the
-// intruder. The five steps of a connection stand in flow.go.
+// intruder. The five steps of a connection stand in flow.go. Where a zone's edge
+// is another machine, a flow goes there over one TCP connection, or in datagrams,
+// with a PROXY v2 header (hop_linux.go), and an [Egress] takes it.
 package gateway
 
 import (
@@ -13,11 +15,13 @@ import (
 	"decoynet/deception"
 )
 
-// Recorder takes session records. Its methods never block; the session is the
+// Recorder takes records. Its methods never block; what they are given is the
 // caller's again when they return.
 type Recorder interface {
 	Started(s *deception.Session)
 	Ended(s *deception.Session)
+	Event(e *deception.Event)
+	SourceSeen(s *deception.SourceSeen)
 }
 
 // Config is what a gateway is made with.
@@ -27,16 +31,20 @@ type Config struct {
 	// Suspect is called when a service refused a flow, so that its health can be
 	// looked at now rather than at the next regular check. It must not block.
 	Suspect func(service string)
+	// Links are what is known of the egresses on other machines; nil where
+	// nobody asks them.
+	Links *Links
 }
 
 // Gateway is the relay's handler. Its binding table is exchanged whole.
 type Gateway struct {
-	cfg    Config
-	table  atomic.Pointer[deception.Table]
-	tuples udpTuples
+	cfg      Config
+	table    atomic.Pointer[deception.Table]
+	hops     atomic.Pointer[map[string]netip.AddrPort] // by service, where its egress is another machine
+	ports    sourcePorts                               // of this machine's own, for hops
+	services dialer
 
 	noHeads atomic.Bool
-	moved   atomic.Uint64
 }
 
 // New returns a gateway with an empty table.
@@ -45,12 +53,19 @@ func New(cfg Config) *Gateway {
 		cfg.Suspect = func(string) {}
 	}
 	g := &Gateway{cfg: cfg}
-	g.table.Store(deception.NewTable(&deception.State{}))
+	g.ports.read()
+	empty := &deception.State{}
+	g.SetState(empty, deception.NewTable(empty))
 	return g
 }
 
-// SetTable makes t the table that new flows are led by. Flows that run go on.
-func (g *Gateway) SetTable(t *deception.Table) { g.table.Store(t) }
+// SetState makes t, the table of state, the one that new flows are led by.
+// Flows that run go on.
+func (g *Gateway) SetState(state *deception.State, t *deception.Table) {
+	hops := hopsOf(state)
+	g.hops.Store(&hops)
+	g.table.Store(t)
+}
 
 // KeepHeads says whether sessions are recorded with the first bytes of each
 // side. They are until told otherwise.
@@ -61,7 +76,7 @@ func (g *Gateway) Table() *deception.Table { return g.table.Load() }
 
 // MovedPorts returns how many flows reached their service from another source
 // port than the intruder's, because that one was still taken.
-func (g *Gateway) MovedPorts() uint64 { return g.moved.Load() }
+func (g *Gateway) MovedPorts() uint64 { return g.services.moved.Load() }
 
 // udpTuples are the (source, service) pairs in use by UDP flows. TCP needs no
 // such book: there the kernel refuses a second connection of the same tuple,

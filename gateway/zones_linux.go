@@ -49,7 +49,8 @@ func NewZones() (*Zones, error) {
 	return &Zones{host: host, state: &deception.State{}, services: map[string]struct{}{}}, nil
 }
 
-// Apply contains the zones of state and lays alias routes in the namespaces of
+// Apply contains the zones of state that are behind links of this machine and
+// lays alias routes in the namespaces of
 // its services. Containment comes first, so that no route ever leads out of a
 // zone that is not contained. The host's own routes are in HostRoutes, for the
 // caller to apply together with those of other roles.
@@ -57,9 +58,11 @@ func (z *Zones) Apply(ctx context.Context, state *deception.State) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	z.state = state
-	rules := make([]firewall.ZoneRules, len(state.Zones))
-	for i, zone := range state.Zones {
-		rules[i] = firewall.ZoneRules{Zone: zone.Name, Link: zone.Link, Allow: zone.Allow}
+	var rules []firewall.ZoneRules
+	for _, zone := range state.Zones {
+		if zone.IsLocal() {
+			rules = append(rules, firewall.ZoneRules{Zone: zone.Name, Link: zone.Link, Allow: zone.Allow})
+		}
 	}
 	var errs []error
 	if _, err := firewall.ApplyZones(ctx, z.host, rules); err != nil {
@@ -79,6 +82,9 @@ func (z *Zones) Apply(ctx context.Context, state *deception.State) error {
 func (z *Zones) applyAliases(ctx context.Context, state *deception.State) error {
 	want := map[string][]route.Route{}
 	for _, s := range state.Services {
+		if zone := state.Zone(s.Zone); zone != nil && !zone.IsLocal() {
+			continue
+		}
 		for _, p := range s.Aliases {
 			if s.Netns != "" {
 				want[s.Netns] = append(want[s.Netns], route.Route{Dst: p.Masked(), Type: route.Local, Dev: "lo"})
@@ -119,13 +125,16 @@ func applyIn(ctx context.Context, name string, d route.Desired) error {
 // destination, for the transparent socket that waits for it.
 func HostRoutes(state *deception.State) route.Desired {
 	var d route.Desired
-	if len(state.Zones) == 0 {
+	if !slices.ContainsFunc(state.Zones, func(z deception.Zone) bool { return z.IsLocal() }) {
 		return d
 	}
 	for _, all := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
 		d.Routes = append(d.Routes, route.Route{Dst: all, Dev: "lo", Table: route.TableZone, Type: route.Local})
 	}
 	for _, z := range state.Zones {
+		if !z.IsLocal() {
+			continue
+		}
 		for _, p := range z.Subnets {
 			// Were the zone's own subnet delivered here too, the kernel would
 			// answer ARP for every address in it (arp_process asks the same
@@ -141,6 +150,9 @@ func HostRoutes(state *deception.State) route.Desired {
 	}
 	for _, s := range state.Services {
 		zone := state.Zone(s.Zone)
+		if !zone.IsLocal() {
+			continue
+		}
 		for _, p := range s.Aliases {
 			d.Routes = append(d.Routes, route.Route{Dst: p.Masked(), Via: s.Addr(p.Addr()), Dev: zone.Link})
 		}
@@ -155,6 +167,9 @@ func (z *Zones) Status(ctx context.Context) []ZoneStatus {
 	denied, err := firewall.Denied(ctx, z.host)
 	var out []ZoneStatus
 	for _, zone := range z.state.Zones {
+		if !zone.IsLocal() {
+			continue
+		}
 		st := ZoneStatus{Name: zone.Name, Link: zone.Link, Problems: slices.Clone(z.problems)}
 		if err != nil {
 			st.Problems = append(st.Problems, err.Error())

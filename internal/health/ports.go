@@ -24,28 +24,24 @@ func PortOf(s *deception.Service, t deception.Transport, port uint16, family net
 	return Port{}, false
 }
 
-// PortsOf returns what is to be looked at for the decoys of a state: each
-// declared port or range of a service that some decoy leads to, at the
-// addresses of the families that its decoys have, in the document's order.
+// PortsOf returns what is to be looked at for a state, in the document's order:
+// each declared port or range of a service that some decoy leads to, at the
+// addresses of the families that its decoys have; of a zone that other machines
+// come to (Zone.Egress), whose decoys are not all known here, every one. Services
+// of zones that are not behind a link of this machine are looked at where they
+// are.
 func PortsOf(state *deception.State) []Port {
-	type use struct {
-		service string
-		v4      bool
-	}
-	used := map[use]bool{}
-	for i := range state.Decoys {
-		d := &state.Decoys[i]
-		for _, b := range d.Bind {
-			for _, a := range d.Addresses {
-				used[use{b.Service, a.From.Is4()}] = true
-			}
-		}
-	}
+	used := familiesUsed(state)
 	var out []Port
 	for i := range state.Services {
 		s := &state.Services[i]
+		zone := state.Zone(s.Zone)
+		if zone != nil && !zone.IsLocal() {
+			continue
+		}
+		all := zone != nil && zone.Egress != nil
 		for _, address := range []netip.Addr{s.Addr4, s.Addr6} {
-			if !address.IsValid() || !used[use{s.Name, address.Is4()}] {
+			if !address.IsValid() || !all && !used[use{s.Name, address.Is4()}] {
 				continue
 			}
 			for _, r := range s.Ports {
@@ -56,4 +52,27 @@ func PortsOf(state *deception.State) []Port {
 		}
 	}
 	return out
+}
+
+// use is a service by one family of addresses.
+type use struct {
+	service string
+	v4      bool
+}
+
+// familiesUsed tells by which families decoys lead to services.
+func familiesUsed(state *deception.State) map[use]bool {
+	used := map[use]bool{}
+	for i := range state.Decoys {
+		d := &state.Decoys[i]
+		for _, b := range d.Bind {
+			for _, a := range d.Addresses {
+				used[use{b.Service, a.From.Is4()}] = true
+			}
+			if d.Any {
+				used[use{b.Service, true}], used[use{b.Service, false}] = true, true
+			}
+		}
+	}
+	return used
 }

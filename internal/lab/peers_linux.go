@@ -173,7 +173,8 @@ func (t *tcpPeer) talk(conn net.Conn) {
 	if _, err := fmt.Fprintf(conn, "peer %s %d\n", peer.Addr(), peer.Port()); err != nil {
 		return
 	}
-	if _, err := io.Copy(conn, conn); err != nil {
+	// Wrapped, or io.Copy would splice, through pipes that stay in a pool.
+	if _, err := io.Copy(struct{ io.Writer }{conn}, struct{ io.Reader }{conn}); err != nil {
 		return // reset by the client, or closed by us
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {

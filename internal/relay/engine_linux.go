@@ -22,6 +22,7 @@ type Engine struct {
 
 	active, activeUDP                                        atomic.Int64
 	accepted, refused, overload, retries, spliced, truncated atomic.Uint64
+	barred, badHeader, taken                                 atomic.Uint64
 }
 
 // reservedFiles is how many descriptors are left for everything that is not a
@@ -97,7 +98,10 @@ func (e *Engine) Add(l *Listener, tcp, udp []int) error {
 	return nil
 }
 
-// Remove forgets a listener's sockets. Its flows go on.
+// Remove forgets a listener's sockets. Its flows go on, except those over UDP
+// at a listener with a Header, whose answers go out through its sockets: they
+// end with reason shutdown. Connections that have not brought their header are
+// reset.
 func (e *Engine) Remove(l *Listener) {
 	for _, loop := range e.loops {
 		_ = loop.do(func() error { loop.removeListener(l); return nil })
@@ -105,12 +109,13 @@ func (e *Engine) Remove(l *Listener) {
 }
 
 // CloseFlows ends every flow that match wants ended, with a reset to both
-// sides, and returns when that has happened. match runs on the loops.
+// sides, and returns when that has happened. match runs on the loops. It is not
+// asked about connections that have not brought their header.
 func (e *Engine) CloseFlows(match func(*Flow) bool, reason deception.EndReason) {
 	for _, loop := range e.loops {
 		_ = loop.do(func() error {
 			for _, s := range loop.slots {
-				if s.flow != nil && s.flow.state != stateFree && match(s.flow) {
+				if s.flow != nil && s.flow.state > stateHeader && match(s.flow) {
 					loop.end(s.flow, reason, true)
 				}
 			}
@@ -124,6 +129,7 @@ func (e *Engine) CloseFlows(match func(*Flow) bool, reason deception.EndReason) 
 func (e *Engine) Close(ctx context.Context) error {
 	e.CloseFlows(func(*Flow) bool { return true }, deception.EndShutdown)
 	for _, l := range e.loops {
+		_ = l.do(func() error { l.dropHeaders(nil); return nil })
 		l.stop()
 	}
 	done := make(chan struct{})
@@ -145,5 +151,6 @@ func (e *Engine) Stats() Stats {
 		Active: e.active.Load(), ActiveUDP: e.activeUDP.Load(),
 		Accepted: e.accepted.Load(), Refused: e.refused.Load(), Overload: e.overload.Load(),
 		Retries: e.retries.Load(), Spliced: e.spliced.Load(), Truncated: e.truncated.Load(),
+		Barred: e.barred.Load(), BadHeader: e.badHeader.Load(), Taken: e.taken.Load(),
 	}
 }

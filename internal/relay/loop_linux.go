@@ -30,11 +30,13 @@ type loop struct {
 	freed []uint32 // indexes of free slots
 	pool  []*Flow  // flows to use again
 	udp   map[udpKey]*Flow
+	peers map[peerKey]*Flow // of those with headers, the newest one of each peer
 
 	retry     []retryAt // flows whose Open said ErrAgain
 	ready     []sideRef // sides that have more to read although epoll will not say so again
 	nextSweep int64
 	pipes     pipePool
+	scratch   Flow // what a datagram's header says goes here first
 
 	mu       sync.Mutex
 	commands []command
@@ -54,6 +56,8 @@ type listener struct {
 	*Listener
 	fd        int
 	transport deception.Transport
+	family    int  // AF_INET or AF_INET6
+	wildcard  bool // bound to no address
 }
 
 type sideRef struct {
@@ -103,6 +107,7 @@ func newLoop(e *Engine) (*loop, error) {
 		buf:    make([]byte, bufferSize),
 		slots:  make([]slot, 1, 1024),
 		udp:    map[udpKey]*Flow{},
+		peers:  map[peerKey]*Flow{},
 		pipes:  pipePool{limit: 256},
 	}
 	if e := rawEpoll(ep, unix.EPOLL_CTL_ADD, wake, unix.EPOLLIN, wakeSlot); e != 0 {
@@ -307,6 +312,8 @@ func (l *loop) sweep() {
 			continue
 		}
 		switch quiet := time.Duration(l.now - f.last); {
+		case f.state == stateHeader && quiet > HeaderTimeout:
+			l.failHeader(f, ErrHeaderTimeout)
 		case f.state == stateConnecting && quiet > l.engine.cfg.ConnectTimeout:
 			l.end(f, deception.EndRefused, true)
 		case f.state == stateRelaying && f.Idle > 0 && quiet > f.Idle:
@@ -358,7 +365,9 @@ func (l *loop) drop(f *Flow) {
 			l.pipes.put(p)
 		}
 	}
+	prelude := f.Prelude[:0]
 	*f = Flow{}
+	f.Prelude = prelude
 	if len(l.pool) < maxPooled {
 		l.pool = append(l.pool, f)
 	}
@@ -370,8 +379,14 @@ func (l *loop) epollData(index uint32, sideIndex int) uint64 {
 }
 
 func (l *loop) addListener(owner *Listener, fd int, t deception.Transport) error {
+	var sa sockaddr
+	if e := rawGetsockname(fd, &sa); e != 0 {
+		return fmt.Errorf("read a listening socket's address: %w", e)
+	}
 	index := l.takeSlot()
-	l.slots[index].listener = &listener{Listener: owner, fd: fd, transport: t}
+	l.slots[index].listener = &listener{
+		Listener: owner, fd: fd, transport: t, family: int(sa.Family), wildcard: addrPort(&sa).Addr().IsUnspecified(),
+	}
 	// Level triggered: a round takes a bounded number of connections and comes
 	// back for the rest after it has served the flows there are. Exclusive: a TCP
 	// listener is watched by every loop, and one of them is woken.
@@ -383,7 +398,11 @@ func (l *loop) addListener(owner *Listener, fd int, t deception.Transport) error
 }
 
 func (l *loop) removeListener(owner *Listener) {
+	l.dropHeaders(owner)
 	for i := range l.slots {
+		if f := l.slots[i].flow; f != nil && f.Listener == owner && f.answer != nil {
+			l.end(f, deception.EndShutdown, false)
+		}
 		if s := l.slots[i].listener; s != nil && s.Listener == owner {
 			_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
 			l.releaseSlot(uint32(i))

@@ -37,6 +37,25 @@ var ErrAgain = errors.New("try again")
 // "after all that this loop has already heard", which is enough for nearly all.
 const attempts = 6
 
+// Errors of a listener's Header, and what Listener.Failed is told.
+var (
+	// ErrShort is returned by Listener.Header where more bytes are needed.
+	ErrShort = errors.New("more bytes are needed")
+	// ErrHeaderTimeout: the header was not whole within HeaderTimeout.
+	ErrHeaderTimeout = errors.New("no whole header within 3 s")
+	// ErrHeaderSize: it was not whole after HeaderSize bytes, or is longer.
+	ErrHeaderSize = errors.New("header of more than 1024 bytes")
+	// ErrHeaderEnd: the peer ended or reset the connection before it was whole, or
+	// the datagram ends before it does.
+	ErrHeaderEnd = errors.New("ended within the header")
+)
+
+// Limits of what a listener with a Header waits for.
+const (
+	HeaderTimeout = 3 * time.Second // looked at once a second
+	HeaderSize    = 1024            // bytes
+)
+
 var pauses = [attempts]time.Duration{0, 0, 1 * time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond}
 
 // Handler decides about flows. Its methods are called on the loop's own
@@ -44,11 +63,12 @@ var pauses = [attempts]time.Duration{0, 0, 1 * time.Millisecond, 2 * time.Millis
 type Handler interface {
 	// Accept is told of a new flow: Session.Source, Destination, Transport and
 	// Start are set, Listener says where it came in. It fills in the session and
-	// may set Idle. False refuses the flow: the intruder gets a reset, and Close
-	// is not called.
+	// may set Idle, or Take. False refuses the flow: the intruder gets a reset,
+	// and Close is not called.
 	Accept(f *Flow) bool
 	// Open returns a nonblocking socket whose connect to the service is under
-	// way. last is set on the last attempt, when ErrAgain is no answer.
+	// way, and may set Prelude. last is set on the last attempt, when ErrAgain is
+	// no answer.
 	Open(f *Flow, last bool) (fd int, err error)
 	// Close is told, exactly once for each accepted flow, that it is over.
 	// Session.End, Reason, bytes and heads are set. The flow must not be kept.
@@ -65,6 +85,27 @@ type Listener struct {
 	// flows answer the intruder from one bound to the decoy's address and port.
 	// It is called on a loop's goroutine.
 	Socket func(domain, typ int) (fd int, err error)
+
+	// The rest is for listeners at which other machines hand over flows. The
+	// functions are called on the loops' goroutines and must not block.
+
+	// Allowed tells whether a peer may connect, or send datagrams. A connection
+	// of another one is reset before any byte of it is read. Nil allows all.
+	Allowed func(peer netip.AddrPort) bool
+	// Header reads what every connection, and every datagram, begins with: it
+	// sets Transport, Source and Destination of f.Session, and what else it
+	// finds, and returns its size; ErrShort where buf holds only its beginning.
+	// Flow.Peer is set. Accept is called when it is through; what follows is
+	// data. A connection whose header is refused, does not come within
+	// HeaderTimeout or is longer than HeaderSize is reset.
+	Header func(buf []byte, f *Flow) (n int, err error)
+	// Failed is told why a peer got no further than its header: what Header
+	// returned, ErrHeaderTimeout, ErrHeaderSize or ErrHeaderEnd.
+	Failed func(peer netip.AddrPort, err error)
+	// Abortive says that the TCP sockets have SO_LINGER with a time of zero,
+	// which those that are accepted at them inherit: should this process die,
+	// the kernel resets the flows, where it would otherwise end them in order.
+	Abortive bool
 }
 
 // Flow is one relayed connection, or one UDP exchange.
@@ -73,6 +114,21 @@ type Flow struct {
 	Listener *Listener
 	Idle     time.Duration // ended when no byte passed for this long
 	Value    any           // the handler's own
+
+	// Peer is the other end of the accepted socket; it is set where the listener
+	// has a Header, elsewhere Session.Source is it.
+	Peer netip.AddrPort
+	// Prelude may be set by Open: bytes that the server's side gets before any
+	// data, over UDP before the data of each datagram. They are in no counter.
+	// The array stays with the flow's memory: append to Prelude[:0].
+	Prelude []byte
+	// Abortive may be set by Open: the socket that it returns has SO_LINGER with
+	// a time of zero (see Listener).
+	Abortive bool
+	// Take may be set by Accept for a TCP flow: the engine calls it with the
+	// accepted, nonblocking socket, which is the callee's from then on, and
+	// forgets the flow. Neither Open nor Close is called.
+	Take func(fd int)
 
 	loop    *loop
 	index   uint32 // slot on the loop
@@ -83,12 +139,15 @@ type Flow struct {
 	head    [2][deception.HeadBytes]byte
 	headLen [2]uint16
 	ended   deception.EndReason // what the first sign of the end was
+	partial []byte              // TCP: what has come of the header; UDP: the header
+	answer  *answerWay          // of a UDP flow at a listener with a Header
 }
 
 type flowState uint8
 
 const (
-	stateFree flowState = iota
+	stateFree   flowState = iota
+	stateHeader           // not accepted yet: its header is still to come
 	stateOpening
 	stateConnecting
 	stateRelaying
@@ -103,6 +162,7 @@ type side struct {
 	noDelay    bool   // TCP_NODELAY is set
 	outWatched bool   // registered with EPOLLOUT
 	writes     bool   // something was written already
+	watched    bool   // registered with epoll (the client's side only)
 	eof        bool   // FIN was read from this socket
 	shut       bool   // FIN was sent on this socket
 	hup        bool   // epoll said that FIN is in the receive queue
@@ -131,11 +191,27 @@ type Stats struct {
 	Retries   uint64 // calls of Open beyond the first
 	Spliced   uint64 // directions that went over to splice
 	Truncated uint64 // UDP datagrams lost to a full or failing socket
+	Barred    uint64 // connections and datagrams of peers that are not allowed
+	BadHeader uint64 // connections and datagrams whose header failed
+	Taken     uint64 // connections that the handler took over
 }
 
 // StartOf returns the first bytes that came from one side, at most
 // deception.HeadBytes. They are valid until Close returns.
 func (f *Flow) StartOf(sideIndex int) []byte { return f.head[sideIndex][:f.headLen[sideIndex]] }
+
+// Early returns what came behind the client's header in the same read, for a
+// handler that takes the flow over. It is valid during Accept.
+func (f *Flow) Early() []byte { return f.side[Server].pending }
+
+// abortive tells whether the socket of a side is one whose plain close would be
+// a reset.
+func (f *Flow) abortive(sideIndex int) bool {
+	if sideIndex == Client {
+		return f.Listener.Abortive && f.answer == nil
+	}
+	return f.Abortive
+}
 
 func (f *Flow) keepHead(sideIndex int, b []byte) {
 	if n := f.headLen[sideIndex]; n < deception.HeadBytes {

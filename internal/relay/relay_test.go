@@ -23,16 +23,29 @@ import (
 // testHandler leads every flow to one service and keeps what it is told.
 type testHandler struct {
 	service netip.AddrPort
-	idle    time.Duration
-	source  func(*Flow) netip.AddrPort // nil: the intruder's own
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards the rest
+	idle   time.Duration
+	source netip.Addr // of flows; zero: the intruder's own, any port
+	port   uint16     // with it: this one
 	opened int
 	closed []deception.Session
 	notify chan struct{}
 }
 
-func (h *testHandler) Accept(f *Flow) bool { f.Idle = h.idle; return true }
+func (h *testHandler) Accept(f *Flow) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f.Idle = h.idle
+	return true
+}
+
+// from has the service see flows come from there.
+func (h *testHandler) from(source netip.AddrPort) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.source, h.port = source.Addr(), source.Port()
+}
 
 func (h *testHandler) Open(f *Flow, last bool) (int, error) {
 	typ := unix.SOCK_STREAM
@@ -40,9 +53,11 @@ func (h *testHandler) Open(f *Flow, last bool) (int, error) {
 		typ = unix.SOCK_DGRAM
 	}
 	source := netip.AddrPortFrom(f.Session.Source.Addr(), 0)
-	if h.source != nil {
-		source = h.source(f)
+	h.mu.Lock()
+	if h.source.IsValid() {
+		source = netip.AddrPortFrom(h.source, h.port)
 	}
+	h.mu.Unlock()
 	fd, err := Dial(typ, source, h.service)
 	if errors.Is(err, unix.EADDRNOTAVAIL) && !last {
 		return -1, ErrAgain
@@ -120,7 +135,7 @@ func start(t *testing.T, cfg Config, serve func(*net.TCPConn)) (*testHandler, *E
 	return h, e, addr
 }
 
-func startEngine(t *testing.T, h *testHandler, cfg Config) (*Engine, string) {
+func startEngine(t *testing.T, h Handler, cfg Config) (*Engine, string) {
 	t.Helper()
 	e, err := New(h, cfg)
 	check(t, err)
@@ -260,7 +275,9 @@ func TestRefused(t *testing.T) {
 
 func TestIdle(t *testing.T) {
 	h, _, addr := start(t, Config{}, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+	h.mu.Lock()
 	h.idle = 1500 * time.Millisecond
+	h.mu.Unlock()
 	c := dial(t, addr)
 	for range 4 { // bytes keep it alive past its idle time
 		c.Write([]byte("."))
@@ -419,7 +436,7 @@ func TestRetryWhileSourceIsTaken(t *testing.T) {
 	check(t, err)
 	source := probe.Addr().(*net.TCPAddr).AddrPort()
 	probe.Close()
-	h.source = func(*Flow) netip.AddrPort { return source }
+	h.from(source)
 	first := dial(t, addr)
 	io.ReadFull(first, make([]byte, 1))
 	second := dial(t, addr)

@@ -37,6 +37,15 @@ func (l *loop) acceptTCP(from *listener) {
 			continue
 		}
 		source := addrPort(&sa)
+		if from.Allowed != nil && !from.Allowed(source) {
+			l.engine.barred.Add(1)
+			rawReset(fd)
+			continue
+		}
+		if from.Header != nil {
+			l.beginHeader(from, fd, source)
+			continue
+		}
 		if errno := rawGetsockname(fd, &sa); errno != 0 {
 			rawReset(fd)
 			continue
@@ -65,18 +74,31 @@ func (l *loop) begin(from *listener, fd int, t deception.Transport, ends session
 	f.Session.Start = l.wall
 	f.Session.Transport = t
 	f.Session.Source, f.Session.Destination = ends.source, ends.destination
-	if !l.engine.handler.Accept(f) {
-		l.engine.refused.Add(1)
-		if fd >= 0 {
+	l.engine.active.Add(1)
+	return l.admit(f)
+}
+
+// admit asks the handler about a flow whose ends are known and opens it. It
+// returns nil where the flow is over or somebody else's.
+func (l *loop) admit(f *Flow) *Flow {
+	e, t, fd := l.engine, f.Session.Transport, f.side[Client].fd
+	ok := e.handler.Accept(f)
+	if !ok || f.Take != nil {
+		e.active.Add(-1)
+		switch {
+		case ok && t == deception.TCP:
+			l.handOver(f)
+			return nil
+		case fd >= 0:
 			rawReset(fd)
 		}
+		e.refused.Add(1)
 		l.drop(f)
 		return nil
 	}
-	l.engine.accepted.Add(1)
-	l.engine.active.Add(1)
+	e.accepted.Add(1)
 	if t == deception.UDP {
-		l.engine.activeUDP.Add(1)
+		e.activeUDP.Add(1)
 	}
 	f.state = stateOpening
 	l.open(f)
@@ -118,7 +140,7 @@ func (l *loop) open(f *Flow) {
 
 func (l *loop) tcpReady(f *Flow, sideIndex uint8, events uint32) {
 	i := int(sideIndex)
-	if f.state == stateConnecting && !l.connected(f, events) {
+	if f.state != stateRelaying && !l.beforeRelaying(f, i, events) {
 		return
 	}
 	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
@@ -135,6 +157,19 @@ func (l *loop) tcpReady(f *Flow, sideIndex uint8, events uint32) {
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
 		l.pump(f, i)
 	}
+}
+
+// beforeRelaying takes the events of a flow that does not relay yet. False means
+// that there is nothing more to do about them.
+func (l *loop) beforeRelaying(f *Flow, i int, events uint32) bool {
+	switch {
+	case f.state == stateHeader:
+		l.readHeader(f)
+		return false
+	case i == Client: // known from its header on; looked at once the service has accepted
+		return false
+	}
+	return f.state == stateConnecting && l.connected(f, events)
 }
 
 // connected takes the first event of the service's socket: accepted, or not.
@@ -159,9 +194,16 @@ func (l *loop) connected(f *Flow, events uint32) bool {
 		}
 		return false
 	}
+	if (len(f.Prelude) > 0 || len(f.side[Server].pending) > 0) && !l.sendFirst(f) {
+		return false
+	}
 	// Only now is the intruder's side watched: epoll reports at once what has
 	// come in meanwhile.
-	if errno := rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, f.side[Client].fd, edgeIn, l.epollData(f.index, Client)); errno != 0 {
+	operation := unix.EPOLL_CTL_ADD
+	if f.side[Client].watched {
+		operation = unix.EPOLL_CTL_MOD
+	}
+	if errno := rawEpoll(l.epoll, operation, f.side[Client].fd, edgeIn, l.epollData(f.index, Client)); errno != 0 {
 		l.end(f, deception.EndOverload, true)
 		return false
 	}
@@ -361,6 +403,8 @@ func (l *loop) end(f *Flow, reason deception.EndReason, abort bool) {
 		case fd < 0:
 		case abort:
 			rawReset(fd)
+		case f.abortive(i):
+			rawCloseInOrder(fd)
 		default:
 			rawClose(fd)
 		}

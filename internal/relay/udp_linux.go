@@ -18,6 +18,7 @@ import (
 
 type udpKey struct {
 	listener            *Listener
+	peer                netip.AddrPort // who sent it, where a header says whose it is; else zero
 	source, destination netip.AddrPort
 }
 
@@ -34,11 +35,15 @@ func (l *loop) acceptUDP(from *listener) {
 		if errno != 0 {
 			return
 		}
+		if from.Header != nil {
+			l.acceptHeaderUDP(from, l.buf[:n], ends.source, ends.destination)
+			continue
+		}
 		if !ends.destination.IsValid() {
 			l.engine.truncated.Add(1) // no original destination: nothing to answer from
 			continue
 		}
-		key := udpKey{from.Listener, ends.source, ends.destination}
+		key := udpKey{listener: from.Listener, source: ends.source, destination: ends.destination}
 		f := l.udp[key]
 		if f == nil {
 			if !l.roomForUDP() {
@@ -50,11 +55,7 @@ func (l *loop) acceptUDP(from *listener) {
 			}
 			l.udp[key] = f
 		}
-		if f.state != stateRelaying { // waits for its socket; UDP may lose
-			l.engine.truncated.Add(1)
-			continue
-		}
-		l.sendUDP(f, Client, l.buf[:n])
+		l.deliverUDP(f, l.buf[:n])
 	}
 }
 
@@ -85,27 +86,16 @@ func (l *loop) roomForUDP() bool {
 	return true
 }
 
-// openedUDP gives a flow its socket towards the intruder.
+// openedUDP gives a flow its socket towards the intruder, and begins.
 func (l *loop) openedUDP(f *Flow) {
-	family := unix.AF_INET
-	if f.Session.Destination.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	fd, err := f.Listener.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-	if err != nil {
-		l.end(f, deception.EndOverload, false)
+	if f.answer == nil && !l.bindUDP(f) {
 		return
 	}
-	f.side[Client].fd = fd
-	errno := rawSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	if errno == 0 {
-		errno = rawBind(fd, f.Session.Destination, family)
-	}
-	if errno == 0 {
-		errno = rawConnect(fd, f.Session.Source, family)
-	}
+	var errno unix.Errno
 	for i := 0; i < len(f.side) && errno == 0; i++ {
-		errno = rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, f.side[i].fd, unix.EPOLLIN|unix.EPOLLET&0xffffffff, l.epollData(f.index, i))
+		if fd := f.side[i].fd; fd >= 0 {
+			errno = rawEpoll(l.epoll, unix.EPOLL_CTL_ADD, fd, unix.EPOLLIN|unix.EPOLLET&0xffffffff, l.epollData(f.index, i))
+		}
 	}
 	if errno != 0 {
 		l.end(f, deception.EndOverload, false)
@@ -116,10 +106,40 @@ func (l *loop) openedUDP(f *Flow) {
 	l.engine.handler.Opened(f)
 }
 
+// bindUDP makes the socket from which the intruder is answered. False means
+// that the flow has ended.
+func (l *loop) bindUDP(f *Flow) bool {
+	family := unix.AF_INET
+	if f.Session.Destination.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := f.Listener.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	if err != nil {
+		l.end(f, deception.EndOverload, false)
+		return false
+	}
+	f.side[Client].fd = fd
+	errno := rawSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if errno == 0 {
+		errno = rawBind(fd, f.Session.Destination, family)
+	}
+	if errno == 0 {
+		errno = rawConnect(fd, f.Session.Source, family)
+	}
+	if errno != 0 {
+		l.end(f, deception.EndOverload, false)
+		return false
+	}
+	return true
+}
+
 func (l *loop) forgetUDP(f *Flow) {
-	key := udpKey{f.Listener, f.Session.Source, f.Session.Destination}
+	key := udpKey{f.Listener, f.Peer, f.Session.Source, f.Session.Destination}
 	if l.udp[key] == f {
 		delete(l.udp, key)
+	}
+	if peer := (peerKey{f.Listener, f.Peer}); f.answer != nil && l.peers[peer] == f {
+		delete(l.peers, peer)
 	}
 }
 
@@ -159,10 +179,10 @@ func (l *loop) pumpUDP(f *Flow, i int) {
 func (l *loop) sendUDP(f *Flow, i int, datagram []byte) bool {
 	l.count(f, i, len(datagram))
 	f.keepHead(i, datagram)
-	_, errno := rawSend(f.side[1-i].fd, datagram, 0)
+	errno := f.sendDatagram(1-i, datagram)
 	if errno == unix.ECONNREFUSED {
 		// An error that an earlier datagram met; this one was not sent.
-		_, errno = rawSend(f.side[1-i].fd, datagram, 0)
+		errno = f.sendDatagram(1-i, datagram)
 		if i == Client {
 			l.end(f, deception.EndRefused, false)
 			return false
@@ -172,6 +192,17 @@ func (l *loop) sendUDP(f *Flow, i int, datagram []byte) bool {
 		l.engine.truncated.Add(1)
 	}
 	return true
+}
+
+func (f *Flow) sendDatagram(to int, datagram []byte) unix.Errno {
+	switch {
+	case to == Server && len(f.Prelude) > 0:
+		return rawSend2(f.side[Server].fd, f.Prelude, datagram)
+	case to == Client && f.answer != nil:
+		return f.answer.send(datagram)
+	}
+	_, errno := rawSend(f.side[to].fd, datagram, 0)
+	return errno
 }
 
 // recvOriginal receives a datagram with the addresses it was sent from and to.

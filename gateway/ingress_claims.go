@@ -1,0 +1,84 @@
+package gateway
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"decoynet/deception"
+)
+
+// claims counts flows of agents that spoke for decoys which are not theirs, and
+// reports them: at most one event a node and decoy address in a minute, each with
+// how many it stands for.
+type claims struct {
+	tell  func(*deception.Event)
+	count atomic.Uint64
+
+	mu     sync.Mutex // guards the rest
+	quiet  map[claimKey]*claim
+	turned time.Time // when quiet was last looked through
+}
+
+type claimKey struct {
+	node  string
+	decoy netip.Addr
+}
+
+// claim is one that was reported and what has come since.
+type claim struct {
+	told  time.Time
+	since int // not told yet
+	last  deception.Event
+}
+
+// maxClaims bounds how many are remembered; a flood of addresses beyond is told
+// of by the counter alone.
+const maxClaims = 1024
+
+// note counts one; name is the decoy that the agent named.
+func (c *claims) note(now time.Time, s *deception.Session, name string) {
+	c.count.Add(1)
+	e := deception.Event{
+		ID: deception.NewSessionID(now), Time: now, Kind: deception.EventClaimRefused, Node: s.Node, Segment: s.Segment,
+		Decoy: name, Session: s.ID, Source: s.Source, Destination: s.Destination,
+		Message: fmt.Sprintf("node %s brought a flow to %s %s in segment %s, which is no port of a decoy of its own; "+
+			"it was refused. Unless the document has just changed, look at that machine", s.Node, s.Transport, s.Destination, s.Segment),
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.quiet == nil {
+		c.quiet = map[claimKey]*claim{}
+	}
+	key := claimKey{s.Node, s.Destination.Addr()}
+	if known := c.quiet[key]; known != nil {
+		known.since++
+		known.last = e
+		return
+	}
+	if len(c.quiet) < maxClaims {
+		c.quiet[key] = &claim{told: now}
+		c.tell(&e)
+	}
+}
+
+// flush reports what has been held back for a minute.
+func (c *claims) flush(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, known := range c.quiet {
+		switch {
+		case now.Sub(known.told) < refusalPause:
+		case known.since == 0:
+			delete(c.quiet, key)
+		default:
+			e := known.last
+			e.ID, e.Time = deception.NewSessionID(now), now
+			e.Message = fmt.Sprintf("%s (%d times since %s)", e.Message, known.since, known.told.Format(time.RFC3339))
+			c.tell(&e)
+			*known = claim{told: now}
+		}
+	}
+}
