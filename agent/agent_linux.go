@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"time"
 
 	"decoynet/deception"
 	"decoynet/internal/health"
@@ -33,8 +32,10 @@ type Recorder interface {
 type Config struct {
 	Engine   *relay.Engine
 	Recorder Recorder
-	NewID    func(start time.Time) deception.SessionID // for sessions of the kernel path
-	Log      *slog.Logger
+	// Forwarded tells of a decoy whose service only the gateway on another node
+	// knows whether a port is to be open; nil: all are.
+	Forwarded Up
+	Log       *slog.Logger
 }
 
 // Agent holds the segments of one machine.
@@ -120,7 +121,7 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 			s = &segment{agent: a, name: seg.Name}
 			a.segments[seg.Name] = s
 		}
-		p := planSegment(a.state, a.table, seg, a.index(seg.Name), open, a.groupID)
+		p := planSegment(a.state, a.table, seg, a.index(seg.Name), opening{open, a.cfg.Forwarded}, a.groupID)
 		if err := s.apply(ctx, p); err != nil {
 			errs = append(errs, fmt.Errorf("segment %s: %w", seg.Name, err))
 		}

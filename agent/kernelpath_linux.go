@@ -249,7 +249,7 @@ func (k *kernelPath) record() {
 
 // bind names a flow that has begun, by the table of that moment.
 func (k *kernelPath) bind(f *conntrack.Flow) boundFlow {
-	b := boundFlow{flow: *f, id: k.cfg.NewID(f.Start)}
+	b := boundFlow{flow: *f, id: deception.NewSessionID(f.Start)}
 	if t, ok := k.table.Lookup(k.segment, f.Transport, f.Destination); ok {
 		b.decoy, b.service = t.Decoy.Name, t.Service.Name
 	}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package agent
 
 import (
@@ -24,9 +26,16 @@ type segmentPlan struct {
 // openPort tells whether a port of a service is to be reachable now.
 type openPort func(health.Port) bool
 
+// opening decides which ports are open: by the service where this node knows it,
+// by what the gateway says of the decoy where it does not.
+type opening struct {
+	service openPort
+	decoy   Up // nil: every port
+}
+
 // planSegment is the whole way from the document to the kernel's objects of one
 // segment. groupID gives each name the same number for ever.
-func planSegment(state *deception.State, table *deception.Table, seg deception.Segment, index int, open openPort, groupID func(string) uint32) segmentPlan {
+func planSegment(state *deception.State, table *deception.Table, seg deception.Segment, index int, open opening, groupID func(string) uint32) segmentPlan {
 	decoys := state.DecoysOf(seg.Name)
 	p := segmentPlan{segment: seg, index: index}
 	for _, d := range decoys {
@@ -39,7 +48,7 @@ func planSegment(state *deception.State, table *deception.Table, seg deception.S
 	if p.link.Uplink {
 		p.kernel = table.KernelRoutes(seg.Name, func(s *deception.Service, t deception.Transport, port uint16, family netip.Addr) bool {
 			unit, ok := health.PortOf(s, t, port, family)
-			return ok && open(unit)
+			return ok && open.service(unit)
 		})
 	}
 	p.link.Segment, p.link.Parent, p.link.Node = seg.Name, seg.Parent, state.Node
@@ -106,7 +115,7 @@ func uplinkRoutes(state *deception.State, decoys []*deception.Decoy) []route.Rou
 
 // planGroups returns a decoy's steering groups, one a family: the same service
 // may be up at its IPv4 address and down at its IPv6 address.
-func planGroups(state *deception.State, d *deception.Decoy, open openPort, groupID func(string) uint32) []steer.Group {
+func planGroups(state *deception.State, d *deception.Decoy, open opening, groupID func(string) uint32) []steer.Group {
 	var out []steer.Group
 	for _, is4 := range []bool{true, false} {
 		g := steer.Group{ID: groupID(d.Name + family(is4))}
@@ -119,7 +128,12 @@ func planGroups(state *deception.State, d *deception.Decoy, open openPort, group
 			continue
 		}
 		for i := range d.Bind {
-			g.Ports = append(g.Ports, openPorts(state.Service(d.Bind[i].Service), &d.Bind[i], g.Prefixes[0].Addr(), open)...)
+			b := &d.Bind[i]
+			if s := state.Service(b.Service); s != nil {
+				g.Ports = append(g.Ports, openPorts(s, b, g.Prefixes[0].Addr(), open.service)...)
+			} else {
+				g.Ports = append(g.Ports, forwardedPorts(d, b, !is4, open.decoy)...)
+			}
 		}
 		out = append(out, g)
 	}
@@ -131,6 +145,30 @@ func family(is4 bool) string {
 		return "/ipv4"
 	}
 	return "/ipv6"
+}
+
+// forwardedPorts returns the decoy's ports of one binding that the gateway, which
+// knows the service, wants open.
+func forwardedPorts(d *deception.Decoy, b *deception.Binding, ipv6 bool, up Up) []deception.PortRange {
+	if up == nil {
+		return b.Ports
+	}
+	var out []deception.PortRange
+	for _, r := range b.Ports {
+		open := false // the port before is, and in the last range
+		for port := int(r.First); port <= int(r.Last); port++ {
+			was := open
+			if open = up(d, r.Transport, uint16(port), ipv6); !open {
+				continue
+			}
+			if was {
+				out[len(out)-1].Last = uint16(port)
+			} else {
+				out = append(out, deception.Port(r.Transport, uint16(port)))
+			}
+		}
+	}
+	return out
 }
 
 // openPorts returns the decoy's ports of one binding whose service port is up.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package agent
 
 import (
@@ -47,7 +49,7 @@ func testPlan(t *testing.T, open openPort) segmentPlan {
 		}
 		return ids[name]
 	}
-	return planSegment(&doc.State, deception.NewTable(&doc.State), doc.State.Segments[0], 7, open, groupID)
+	return planSegment(&doc.State, deception.NewTable(&doc.State), doc.State.Segments[0], 7, opening{service: open}, groupID)
 }
 
 func TestPlanRoutes(t *testing.T) {
@@ -130,5 +132,25 @@ func TestHealthPorts(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("ports = %v, want %v", got, want)
+	}
+}
+
+// A node that does not know the services opens what the gateway wants open.
+func TestForwardedPorts(t *testing.T) {
+	decoy := &deception.Decoy{Name: "crm"}
+	binding := &deception.Binding{Ports: []deception.PortRange{
+		{Transport: deception.TCP, First: 80, Last: 84}, {Transport: deception.UDP, First: 161, Last: 161},
+	}}
+	if got := deception.JoinPorts(forwardedPorts(decoy, binding, false, nil)); got != "80-84,161/udp" {
+		t.Errorf("without news: %s", got)
+	}
+	up := func(d *deception.Decoy, transport deception.Transport, port uint16, ipv6 bool) bool {
+		return d == decoy && ipv6 && transport == deception.TCP && port != 82
+	}
+	if got := deception.JoinPorts(forwardedPorts(decoy, binding, true, up)); got != "80-81,83-84" {
+		t.Errorf("with news: %s", got)
+	}
+	if got := forwardedPorts(decoy, binding, false, up); got != nil {
+		t.Errorf("of the other family: %v", got)
 	}
 }

@@ -34,8 +34,10 @@ const (
 	// machine enrols again.
 	CALifetime = 10 * 365 * 24 * time.Hour
 	// NodeLifetime is what a node's certificate lasts where nobody asks for
-	// another time. Nodes renew at half of it.
-	NodeLifetime = 24 * time.Hour
+	// another time. Nodes renew at half of it. It has to outlast a controller that
+	// breaks on a Friday evening, since tunnels need certificates; what takes a
+	// node's rights away is its generation, not this.
+	NodeLifetime = 7 * 24 * time.Hour
 	// ControllerLifetime is what the certificate of a controller's port lasts. It
 	// lives in memory only and is made anew at half of it.
 	ControllerLifetime = 7 * 24 * time.Hour

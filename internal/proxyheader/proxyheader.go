@@ -41,8 +41,9 @@ const (
 	// length field. Our own take 360 at most, the rest is room for other senders'
 	// TLVs.
 	MaxSize = 1024
-	// MaxName is the most bytes a name in a header may have.
-	MaxName = 64
+	// MaxName is the most bytes a name in a header may have: a host name's
+	// (RFC 1035, section 2.3.4).
+	MaxName = 253
 )
 
 var (
