@@ -147,7 +147,7 @@ func networkType(a netip.Addr) string {
 	return ""
 }
 
-// JSON writes sessions as one document a line.
+// JSON writes sessions and events as one document a line.
 type JSON struct {
 	w    io.Writer
 	line bytes.Buffer
@@ -164,12 +164,17 @@ func NewJSON(w io.Writer) *JSON {
 
 // Write writes the session's document and a line feed, in one call.
 func (j *JSON) Write(s *deception.Session) error {
-	j.line.Reset()
-	if err := j.enc.Encode(Document(s)); err != nil {
-		return fmt.Errorf("encode session %s: %w", s.ID, err)
-	}
-	if _, err := j.w.Write(asciiJSON(j.line.Bytes())); err != nil {
+	if err := j.write(Document(s)); err != nil {
 		return fmt.Errorf("write session %s: %w", s.ID, err)
 	}
 	return nil
+}
+
+func (j *JSON) write(document any) error {
+	j.line.Reset()
+	if err := j.enc.Encode(document); err != nil {
+		return fmt.Errorf("encode: %w", err)
+	}
+	_, err := j.w.Write(asciiJSON(j.line.Bytes()))
+	return err
 }

@@ -23,10 +23,13 @@ type TableOptions struct {
 // that it reads the same in a terminal, a file and grep. The header is written
 // once. A column is as wide as the widest cell so far; what was written already
 // stays as it is.
-type Table struct {
+type Table struct{ grid[deception.Session] }
+
+// grid is a table of some kind of thing.
+type grid[T any] struct {
 	w       io.Writer
 	opts    TableOptions
-	columns []column
+	columns []column[T]
 	widths  []int
 	pending [][]string
 	begun   bool
@@ -38,64 +41,68 @@ const pendingRows = 500
 // excerpt is how many columns the first bytes of a side may take.
 const excerpt = 60
 
-type column struct {
+type column[T any] struct {
 	title string
 	width int // for which the column is prepared
 	right bool
-	cell  func(*Table, *deception.Session) string
+	cell  func(*TableOptions, *T) string
 }
 
-var narrow = []column{
-	{"TIME", 23, false, (*Table).time},
-	{"SOURCE", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.Source) }},
-	{"DECOY", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.Destination) }},
-	{"SERVICE", 8, false, func(_ *Table, s *deception.Session) string { return name(s.Service) }},
+var narrow = []column[deception.Session]{
+	{"TIME", 23, false, func(o *TableOptions, s *deception.Session) string { return o.time(s.Start) }},
+	{"SOURCE", 21, false, func(_ *TableOptions, s *deception.Session) string { return endpoint(s.Source) }},
+	{"DECOY", 21, false, func(_ *TableOptions, s *deception.Session) string { return endpoint(s.Destination) }},
+	{"SERVICE", 8, false, func(_ *TableOptions, s *deception.Session) string { return name(s.Service) }},
 	{"STATE", 14, false, state},
-	{"BYTES", 9, true, func(_ *Table, s *deception.Session) string {
+	{"BYTES", 9, true, func(_ *TableOptions, s *deception.Session) string {
 		return size(s.SourceBytes) + "/" + size(s.DestinationBytes)
 	}},
-	{"DURATION", 8, true, (*Table).duration},
+	{"DURATION", 8, true, (*TableOptions).duration},
 }
 
-var wide = append(append([]column{{"ID", 36, false, func(_ *Table, s *deception.Session) string { return s.ID.String() }}}, narrow...),
-	column{"SEEN AS", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.SourceNAT) }},
-	column{"SERVICE ADDRESS", 21, false, func(_ *Table, s *deception.Session) string { return endpoint(s.DestinationNAT) }},
-	column{"TRANSPORT", 9, false, func(_ *Table, s *deception.Session) string { return s.Transport.String() }},
-	column{"DECOY NAME", 10, false, func(_ *Table, s *deception.Session) string { return name(s.Decoy) }},
-	column{"SEGMENT", 8, false, func(_ *Table, s *deception.Session) string { return name(s.Segment) }},
-	column{"PATH", 6, false, func(_ *Table, s *deception.Session) string { return name(string(s.Path)) }},
-	column{"SOURCE MODE", 11, false, func(_ *Table, s *deception.Session) string { return s.SourceMode.String() }},
-	column{"COMMUNITY ID", 30, false, func(_ *Table, s *deception.Session) string {
+var wide = append(append([]column[deception.Session]{{"ID", 36, false, func(_ *TableOptions, s *deception.Session) string { return s.ID.String() }}}, narrow...),
+	column[deception.Session]{"SEEN AS", 21, false, func(_ *TableOptions, s *deception.Session) string { return endpoint(s.SourceNAT) }},
+	column[deception.Session]{"SERVICE ADDRESS", 21, false, func(_ *TableOptions, s *deception.Session) string { return endpoint(s.DestinationNAT) }},
+	column[deception.Session]{"TRANSPORT", 9, false, func(_ *TableOptions, s *deception.Session) string { return s.Transport.String() }},
+	column[deception.Session]{"DECOY NAME", 10, false, func(_ *TableOptions, s *deception.Session) string { return name(s.Decoy) }},
+	column[deception.Session]{"SEGMENT", 8, false, func(_ *TableOptions, s *deception.Session) string { return name(s.Segment) }},
+	column[deception.Session]{"PATH", 6, false, func(_ *TableOptions, s *deception.Session) string { return name(string(s.Path)) }},
+	column[deception.Session]{"SOURCE MODE", 11, false, func(_ *TableOptions, s *deception.Session) string { return s.SourceMode.String() }},
+	column[deception.Session]{"COMMUNITY ID", 30, false, func(_ *TableOptions, s *deception.Session) string {
 		return CommunityID(s.Transport, s.Source, s.Destination)
 	}},
-	column{"SENT", 10, false, func(_ *Table, s *deception.Session) string { return Printable(s.SourceHead, excerpt) }},
-	column{"RECEIVED", 10, false, func(_ *Table, s *deception.Session) string { return Printable(s.DestinationHead, excerpt) }},
+	column[deception.Session]{"SENT", 10, false, func(_ *TableOptions, s *deception.Session) string { return Printable(s.SourceHead, excerpt) }},
+	column[deception.Session]{"RECEIVED", 10, false, func(_ *TableOptions, s *deception.Session) string { return Printable(s.DestinationHead, excerpt) }},
 )
 
 // NewTable returns a table to w. Call Flush when no more sessions come for now.
 func NewTable(w io.Writer, opts TableOptions) *Table {
+	columns := narrow
+	if opts.Wide {
+		columns = wide
+	}
+	return &Table{newGrid(w, opts, columns)}
+}
+
+func newGrid[T any](w io.Writer, opts TableOptions, columns []column[T]) grid[T] {
 	if opts.Location == nil {
 		opts.Location = time.Local
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	t := &Table{w: w, opts: opts, columns: narrow}
-	if opts.Wide {
-		t.columns = wide
-	}
-	t.widths = make([]int, len(t.columns))
-	for i, c := range t.columns {
+	t := grid[T]{w: w, opts: opts, columns: columns, widths: make([]int, len(columns))}
+	for i, c := range columns {
 		t.widths[i] = max(c.width, len(c.title))
 	}
 	return t
 }
 
-// Write adds the session as a row, which may wait for Flush.
-func (t *Table) Write(s *deception.Session) error {
+// Write adds a row, which may wait for Flush.
+func (t *grid[T]) Write(v *T) error {
 	row := make([]string, len(t.columns))
 	for i, c := range t.columns {
-		if row[i] = c.cell(t, s); row[i] == "" {
+		if row[i] = c.cell(&t.opts, v); row[i] == "" {
 			row[i] = "-"
 		}
 	}
@@ -107,7 +114,7 @@ func (t *Table) Write(s *deception.Session) error {
 }
 
 // Flush writes the rows that wait, and the header where there was none yet.
-func (t *Table) Flush() error {
+func (t *grid[T]) Flush() error {
 	for _, row := range t.pending {
 		for i, cell := range row {
 			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
@@ -131,7 +138,7 @@ func (t *Table) Flush() error {
 	return nil
 }
 
-func (t *Table) line(out *strings.Builder, row []string) {
+func (t *grid[T]) line(out *strings.Builder, row []string) {
 	for i, cell := range row {
 		pad := strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(cell))
 		if i > 0 {
@@ -149,18 +156,18 @@ func (t *Table) line(out *strings.Builder, row []string) {
 	out.WriteByte('\n')
 }
 
-func (t *Table) time(s *deception.Session) string {
-	return s.Start.In(t.opts.Location).Format("2006-01-02 15:04:05.000")
+func (o *TableOptions) time(t time.Time) string {
+	return t.In(o.Location).Format("2006-01-02 15:04:05.000")
 }
 
-func (t *Table) duration(s *deception.Session) string {
+func (o *TableOptions) duration(s *deception.Session) string {
 	if s.Running() {
-		return span(t.opts.Now().Sub(s.Start))
+		return span(o.Now().Sub(s.Start))
 	}
 	return span(s.End.Sub(s.Start))
 }
 
-func state(_ *Table, s *deception.Session) string {
+func state(_ *TableOptions, s *deception.Session) string {
 	if s.Running() {
 		return "running"
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/pgtest"
 )
 
 // cpuTime is the CPU time of all threads of the process, in user and kernel
@@ -162,6 +164,68 @@ func BenchmarkRecordAtPace(b *testing.B) {
 	}
 }
 
+// BenchmarkCommit measures deliveries as they come from nodes: a batch after the
+// other, each in the database before the next one is made.
+//
+// "long" sessions run for longer than a batch takes: each is delivered twice, as
+// it starts and, a batch later, as it ends.
+func BenchmarkCommit(b *testing.B) {
+	for _, at := range []string{"sqlite", "postgres"} {
+		for _, size := range []int{1000, 2000} {
+			for _, kind := range []string{"short", "heads", "long"} {
+				b.Run(fmt.Sprintf("%s/batch=%d/%s", at, size, kind), func(b *testing.B) {
+					path := filepath.Join(b.TempDir(), FileName)
+					if at == "postgres" {
+						path = pgtest.Database(b)
+					}
+					heads := 0
+					if kind == "heads" {
+						heads = 64
+					}
+					benchmarkCommit(b, path, newTraffic(false, heads), size, kind == "long")
+				})
+			}
+		}
+	}
+}
+
+func benchmarkCommit(b *testing.B, path string, t *traffic, size int, long bool) {
+	r, err := OpenRecorder(RecorderConfig{Path: path})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var batch, last []deception.Session
+	before := cpuTime(b)
+	begun := time.Now()
+	b.ResetTimer()
+	for made := 0; made < b.N || len(last) > 0; {
+		batch = append(batch[:0], last...)
+		last = last[:0]
+		for len(batch) < size && made < b.N {
+			var s deception.Session
+			t.next(&s)
+			made++
+			if long {
+				last = append(last, s)
+				s.End = time.Time{}
+			}
+			batch = append(batch, s)
+		}
+		if err := r.Commit(context.Background(), Batch{Node: "hq", Sessions: batch}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/time.Since(begun).Seconds(), "sessions/s")
+	b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/session")
+	if err := r.Close(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+	if s := r.Stats(); s.Written != uint64(b.N) {
+		b.Fatalf("written %d of %d: %v", s.Written, b.N, s.LastError)
+	}
+}
+
 // BenchmarkEnqueue is the part of it that the relay's own thread pays.
 func BenchmarkEnqueue(b *testing.B) {
 	t := newTraffic(false, 0)
@@ -173,7 +237,7 @@ func BenchmarkEnqueue(b *testing.B) {
 		q.putStart(&s)
 		q.putEnd(&s)
 		if i%2048 == 0 {
-			for b := q.take(); !b.empty(); b = q.take() {
+			for b := q.take(true); !b.empty(); b = q.take(true) {
 				q.done()
 			}
 		}

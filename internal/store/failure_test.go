@@ -16,25 +16,6 @@ import (
 	"decoynet/deception"
 )
 
-// sqliteTool asks the sqlite3 program, the second witness of what is in a file.
-func sqliteTool(t testing.TB, path string, args ...string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "sqlite3", append([]string{"-readonly", path}, args...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("sqlite3 %q: %v\n%s", args, err, out)
-	}
-	return strings.TrimSuffix(string(out), "\n")
-}
-
-func intact(t testing.TB, path string) {
-	t.Helper()
-	if got := sqliteTool(t, path, "PRAGMA integrity_check"); got != "ok" {
-		t.Errorf("integrity_check: %s", got)
-	}
-}
-
 // child starts the test binary as a process of another kind.
 func child(t testing.TB, role, path string) *exec.Cmd {
 	t.Helper()
@@ -70,8 +51,10 @@ func writerProcess() {
 	}
 }
 
-func TestKilledProcess(t *testing.T) {
-	path := newPath(t)
+func TestKilledProcess(t *testing.T) { eachBackend(t, testKilledProcess) }
+
+func testKilledProcess(t *testing.T, at place) {
+	path := at.path
 	cmd := child(t, "writer", path)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -135,39 +118,36 @@ func TestKilledProcess(t *testing.T) {
 	}
 	r.Ended(session(time.Now(), 0))
 	closeRecorder(t, r)
-	intact(t, path)
-	if got := sqliteTool(t, path, `SELECT count(*) FROM sessions WHERE "decoynet.end_reason" = 'lost'`); got != strconv.Itoa(lost) {
-		t.Errorf("sqlite3 counts %s lost sessions, we %d", got, lost)
+	at.intact(t)
+	if got := at.tool(t, `SELECT count(*) FROM sessions WHERE "decoynet.end_reason" = 'lost'`); got != strconv.Itoa(lost) {
+		t.Errorf("the database's tool counts %s lost sessions, we %d", got, lost)
 	}
 }
 
 // The heartbeat bounds by how much the end of a lost session can be wrong.
-func TestHeartbeat(t *testing.T) {
-	path := newPath(t)
+func TestHeartbeat(t *testing.T) { eachBackend(t, testHeartbeat) }
+
+func testHeartbeat(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	s := running(session(base, 0))
 	r.Started(s)
 	closeRecorder(t, r)
 
-	w, err := openWriter(path, 0, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := testWriter(t, path)
 	alive := time.Now().Add(42 * time.Minute)
 	if _, err := w.tend(alive, true); err != nil {
 		t.Fatal(err)
 	}
+	w = testWriter(t, path) // another run
 	if err := w.endLost(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.tend(alive.Add(time.Hour), true); err != nil { // nothing runs any more
 		t.Fatal(err)
 	}
-	if n, err := w.number("SELECT alive FROM recorder"); err != nil || n > time.Now().Add(43*time.Minute).UnixNano() {
+	if n, err := w.number("SELECT alive FROM reporter"); err != nil || n > time.Now().Add(43*time.Minute).UnixNano() {
 		t.Errorf("alive at %v with no session (%v)", time.Unix(0, n), err)
-	}
-	if err := w.close(); err != nil {
-		t.Fatal(err)
 	}
 	got := all(t, openReader(t, path), Filter{})
 	if len(got) != 1 || !got[0].End.Equal(alive) || got[0].Reason != deception.EndLost {
@@ -177,12 +157,13 @@ func TestHeartbeat(t *testing.T) {
 
 // The whole ten seconds for which a tool may hold the file: no caller waits,
 // and afterwards everything is there.
-func TestLockedForTenSeconds(t *testing.T) {
+func TestLockedForTenSeconds(t *testing.T) { eachBackend(t, testLockedForTenSeconds) }
+
+func testLockedForTenSeconds(t *testing.T, at place) {
 	t.Parallel()
-	path := newPath(t)
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
-	lock := second(t, path)
-	execute(t, lock, "BEGIN EXCLUSIVE")
+	unlock := at.lock(t)
 
 	const total = 20000
 	slowest := time.Duration(0)
@@ -196,7 +177,7 @@ func TestLockedForTenSeconds(t *testing.T) {
 		slowest = max(slowest, time.Since(at))
 	}
 	s := r.Stats()
-	if s.FailingSince.IsZero() || resultCode(s.LastError) != codeBusy || s.Queued == 0 || s.Written != 0 {
+	if s.FailingSince.IsZero() || !at.busy(s.LastError) || s.Queued == 0 || s.Written != 0 {
 		t.Errorf("while locked: %+v", s)
 	}
 	if held := time.Since(begun); held < 9900*time.Millisecond {
@@ -206,7 +187,7 @@ func TestLockedForTenSeconds(t *testing.T) {
 	if slowest >= busyTimeout {
 		t.Errorf("a caller waited %v", slowest)
 	}
-	execute(t, lock, "ROLLBACK")
+	unlock()
 	settled(t, r)
 	s = r.Stats()
 	if !s.FailingSince.IsZero() || s.Lost+s.LostStarts+s.LostHeads != 0 || s.Written != total || s.LastErrorAt.IsZero() {
@@ -217,12 +198,13 @@ func TestLockedForTenSeconds(t *testing.T) {
 	}
 }
 
-func TestLockedBeyondTheQueue(t *testing.T) {
-	path := newPath(t)
+func TestLockedBeyondTheQueue(t *testing.T) { eachBackend(t, testLockedBeyondTheQueue) }
+
+func testLockedBeyondTheQueue(t *testing.T, at place) {
+	path := at.path
 	const limit = 256 << 10
 	r := open(t, RecorderConfig{Path: path, QueueBytes: limit})
-	lock := second(t, path)
-	execute(t, lock, "BEGIN EXCLUSIVE")
+	unlock := at.lock(t)
 	const total = 20000
 	for i := range total {
 		s := session(base, i)
@@ -234,7 +216,7 @@ func TestLockedBeyondTheQueue(t *testing.T) {
 	if s.QueuedBytes > limit || s.Lost == 0 || s.Lost+uint64(s.Queued) < total || s.Lost >= total {
 		t.Errorf("while locked: %+v", s)
 	}
-	execute(t, lock, "ROLLBACK")
+	unlock()
 	settled(t, r)
 	s = r.Stats()
 	if s.Written+s.Lost != total || !s.FailingSince.IsZero() {
@@ -250,11 +232,12 @@ func TestLockedBeyondTheQueue(t *testing.T) {
 	}
 }
 
-func TestCloseIsBoundedByItsContext(t *testing.T) {
-	path := newPath(t)
+func TestCloseIsBoundedByItsContext(t *testing.T) { eachBackend(t, testCloseIsBoundedByItsContext) }
+
+func testCloseIsBoundedByItsContext(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
-	lock := second(t, path)
-	execute(t, lock, "BEGIN EXCLUSIVE")
+	unlock := at.lock(t)
 	for i := range 10 {
 		r.Ended(session(base, i))
 	}
@@ -271,24 +254,34 @@ func TestCloseIsBoundedByItsContext(t *testing.T) {
 	if s := r.Stats(); s.Lost != 10 || s.Queued != 0 {
 		t.Errorf("stats %+v", s)
 	}
-	execute(t, lock, "ROLLBACK")
+	unlock()
 }
 
 // An error that lies in the data costs its batch only; one that lies in the file
 // is waited out, with a new connection.
-func TestOtherFailures(t *testing.T) {
-	path := newPath(t)
+func TestOtherFailures(t *testing.T) { eachBackend(t, testOtherFailures) }
+
+func testOtherFailures(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	r.Ended(session(base, 0))
 	settled(t, r)
-	c := second(t, path)
-	execute(t, c, `CREATE TRIGGER broken BEFORE INSERT ON session BEGIN SELECT RAISE(ABORT, 'broken'); END`)
+	c := at.second(t)
+	if at.pg {
+		execute(t, c, `CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS
+			$$ BEGIN RAISE EXCEPTION 'broken' USING ERRCODE = 'check_violation'; END $$`)
+		execute(t, c, "CREATE TRIGGER broken BEFORE INSERT ON session EXECUTE FUNCTION break()")
+	} else {
+		execute(t, c, `CREATE TRIGGER broken BEFORE INSERT ON session BEGIN SELECT RAISE(ABORT, 'broken'); END`)
+	}
 	r.Ended(session(base, 1))
 	eventually(t, "batch given up", func() bool { return r.Stats().Lost == 1 })
-	execute(t, c, "DROP TRIGGER broken")
+	execute(t, c, at.either("DROP TRIGGER broken", "DROP TRIGGER broken ON session"))
 	execute(t, c, "ALTER TABLE session RENAME TO elsewhere")
 	r.Ended(session(base, 2))
-	eventually(t, "failure is known", func() bool { return strings.Contains(fmt.Sprint(r.Stats().LastError), "no such table") })
+	eventually(t, "failure is known", func() bool {
+		return strings.Contains(fmt.Sprint(r.Stats().LastError), at.either("no such table", "does not exist"))
+	})
 	execute(t, c, "ALTER TABLE elsewhere RENAME TO session")
 	settled(t, r)
 	compare(t, []*deception.Session{session(base, 0), session(base, 2)}, all(t, openReader(t, path), Filter{}))
@@ -300,7 +293,7 @@ func TestOtherFailures(t *testing.T) {
 // row is a session as sqlite3 prints it from the view.
 func row(t testing.TB, path string, id deception.SessionID) map[string]any {
 	t.Helper()
-	out := sqliteTool(t, path, "-json", fmt.Sprintf(`SELECT * FROM sessions WHERE "event.id" = '%s'`, id))
+	out := run(t, "sqlite3", "-readonly", "-json", path, fmt.Sprintf(`SELECT * FROM sessions WHERE "event.id" = '%s'`, id))
 	var rows []map[string]any
 	dec := json.NewDecoder(bytes.NewReader([]byte(out)))
 	dec.UseNumber()

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"strings"
 	"time"
@@ -35,48 +34,33 @@ func (f *Filter) matches(s *deception.Session) bool {
 // where writes the filter's conditions on the columns of session, without
 // those on the identifier. Bindings are those that carry the wanted names, nil
 // where names do not matter.
-func (f *Filter) where(bindings []int64) (cond string, args []any) {
-	var parts []string
-	add := func(text string, values ...any) {
-		parts = append(parts, text)
-		args = append(args, values...)
-	}
+func (f *Filter) where(d dialect, bindings []int64, a *arguments) string {
+	parts := []string{"TRUE"}
 	if bindings != nil {
-		add("binding IN (" + marks(len(bindings)) + ")")
-		for _, id := range bindings {
-			args = append(args, id)
+		marks := make([]string, len(bindings))
+		for i, id := range bindings {
+			marks[i] = a.add(id)
 		}
+		parts = append(parts, "binding IN ("+strings.Join(marks, ", ")+")")
 	}
 	if !f.Since.IsZero() {
-		add("(finish >= ? OR finish IS NULL)", f.Since.UnixNano())
+		parts = append(parts, "(finish >= "+a.add(f.Since.UnixNano())+" OR finish IS NULL)")
 	}
 	if !f.Until.IsZero() {
-		add("start < ?", f.Until.UnixNano())
+		parts = append(parts, "start < "+a.add(f.Until.UnixNano()))
 	}
 	if f.Running != nil {
 		if *f.Running {
-			add("finish IS NULL")
+			parts = append(parts, "finish IS NULL")
 		} else {
-			add("finish IS NOT NULL")
+			parts = append(parts, "finish IS NOT NULL")
 		}
 	}
-	switch {
-	case !f.Source.IsValid():
-	case f.Source.Addr().Is4():
-		r := deception.RangeOf(f.Source)
-		add("source BETWEEN ? AND ?", endpoint4(r.From, 0), endpoint4(r.To, 65535))
-	default:
-		add("typeof(source) = 'text'")
+	if f.Source.IsValid() {
+		parts = append(parts, d.within(a, f.Source))
 	}
-	return strings.Join(parts, " AND "), args
+	return strings.Join(parts, " AND ")
 }
-
-func endpoint4(a netip.Addr, port int64) int64 {
-	b := a.As4()
-	return int64(binary.BigEndian.Uint32(b[:]))<<16 | port
-}
-
-func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?,", n), ",") }
 
 // named tells whether names restrict the filter.
 func (f *Filter) named() bool { return f.Segment != "" || f.Decoy != "" || f.Service != "" }
@@ -87,19 +71,21 @@ func (f *Filter) matchesKey(k *bindingKey) bool {
 		(f.Service == "" || f.Service == k.service)
 }
 
-// clockSlack is by how much a session's identifier and its start may differ:
-// they are taken from the clock one after the other.
-const clockSlack = 2 * time.Second
+// clockSkew is by how much a session's identifier and its start may differ:
+// where one clock made them, they were taken one after the other. Sessions that
+// differ by more are found by an index of their own.
+const clockSkew = time.Second
 
 // bounds returns the identifiers between which all sessions lie that the filter
-// chooses, except those that were long under way at Since.
+// chooses, except those that were long under way at Since and those with the
+// flag skewed.
 func (f *Filter) bounds() (from, to deception.SessionID) {
 	to = lastID
 	if !f.Since.IsZero() {
-		from = idAt(f.Since.Add(-longSession - clockSlack))
+		from = idAt(f.Since.Add(-longSession - 2*clockSkew))
 	}
 	if !f.Until.IsZero() {
-		to = idAt(f.Until.Add(clockSlack))
+		to = idAt(f.Until.Add(2 * clockSkew))
 	}
 	return from, to
 }

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/pgtest"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -28,7 +28,7 @@ var roles = map[string]func(){"writer": writerProcess}
 func TestMain(m *testing.M) {
 	name := os.Getenv(roleVar)
 	if name == "" {
-		goleak.VerifyTestMain(m)
+		goleak.VerifyTestMain(pgtest.Main(m))
 	}
 	role, ok := roles[name]
 	if !ok {
@@ -121,9 +121,9 @@ func all(t testing.TB, r *Reader, f Filter) []deception.Session {
 // eventually waits until ok is true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("after 20 s still not: %s", what)
+			t.Fatalf("after 60 s still not: %s", what)
 		}
 	}
 }
@@ -150,25 +150,6 @@ func compare(t testing.TB, want []*deception.Session, got []deception.Session) {
 	}
 }
 
-func newPath(t testing.TB) string { return filepath.Join(t.TempDir(), FileName) }
-
-// second is another connection to the file, as somebody's tool would open it.
-// It waits for its turn, since the recorder may be writing at any moment.
-func second(t testing.TB, path string) *sql.Conn {
-	t.Helper()
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := db.Conn(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	execute(t, c, "PRAGMA busy_timeout = 10000")
-	t.Cleanup(func() { c.Close(); db.Close() })
-	return c
-}
-
 func execute(t testing.TB, c *sql.Conn, text string, args ...any) {
 	t.Helper()
 	if _, err := c.ExecContext(context.Background(), text, args...); err != nil {
@@ -182,4 +163,28 @@ func names(sessions []deception.Session) string {
 		parts = append(parts, s.Decoy)
 	}
 	return strings.Join(parts, " ")
+}
+
+// testWriter is a recorder's writer without the recorder.
+func testWriter(t testing.TB, path string) *writer {
+	t.Helper()
+	back, err := choose(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := RecorderConfig{Path: path}
+	name, err := cfg.identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := openWriter(t.Context(), back, name, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
 }

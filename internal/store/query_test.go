@@ -15,10 +15,9 @@ import (
 )
 
 // recorded writes the sessions and returns a reader of the file.
-func recorded(t testing.TB, sessions ...*deception.Session) (*Recorder, *Reader) {
+func recorded(t testing.TB, at place, sessions ...*deception.Session) (*Recorder, *Reader) {
 	t.Helper()
-	path := newPath(t)
-	r := open(t, RecorderConfig{Path: path})
+	r := open(t, RecorderConfig{Path: at.path})
 	for _, s := range sessions {
 		if s.Running() {
 			r.Started(s)
@@ -27,7 +26,7 @@ func recorded(t testing.TB, sessions ...*deception.Session) (*Recorder, *Reader)
 		}
 	}
 	settled(t, r)
-	return r, openReader(t, path)
+	return r, openReader(t, at.path)
 }
 
 func TestTheViewSpeaksECS(t *testing.T) {
@@ -89,12 +88,14 @@ func TestTheViewSpeaksECS(t *testing.T) {
 		runs["decoynet.end_reason"] != "" || runs["source.nat.ip"] != "192.0.2.1" {
 		t.Errorf("running: %v", runs)
 	}
-	intact(t, path)
+	place{path: path}.intact(t)
 }
 
 // Every end reason and source mode has its name in the schema.
-func TestTheViewKnowsAllNames(t *testing.T) {
-	path := newPath(t)
+func TestTheViewKnowsAllNames(t *testing.T) { eachBackend(t, testTheViewKnowsAllNames) }
+
+func testTheViewKnowsAllNames(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	var want []string
 	for i := 0; ; i++ {
@@ -108,21 +109,22 @@ func TestTheViewKnowsAllNames(t *testing.T) {
 		want = append(want, reason.String()+" "+s.SourceMode.String())
 	}
 	closeRecorder(t, r)
-	got := sqliteTool(t, path, "-separator", " ",
-		`SELECT "decoynet.end_reason", "decoynet.source_mode" FROM sessions ORDER BY "event.id"`)
+	got := at.tool(t, `SELECT "decoynet.end_reason", "decoynet.source_mode" FROM sessions ORDER BY "event.id"`)
 	if diff := cmp.Diff(strings.Join(want, "\n"), got); diff != "" {
 		t.Error(diff)
 	}
 }
 
-func TestFilters(t *testing.T) {
-	at := func(n int) time.Time { return base.Add(time.Duration(n) * time.Minute) }
+func TestFilters(t *testing.T) { eachBackend(t, testFilters) }
+
+func testFilters(t *testing.T, at place) {
+	minute := func(n int) time.Time { return base.Add(time.Duration(n) * time.Minute) }
 	make := func(name string, from, to int, change func(*deception.Session)) *deception.Session {
-		s := session(at(from), len(name))
+		s := session(minute(from), len(name))
 		s.Decoy = name
 		s.End = time.Time{}
 		if to > 0 {
-			s.End = at(to)
+			s.End = minute(to)
 		}
 		if change != nil {
 			change(s)
@@ -145,7 +147,7 @@ func TestFilters(t *testing.T) {
 		make("four", 32, 33, six("192.0.3.1")),
 		make("new", 41, 0, nil),
 	}
-	_, r := recorded(t, sessions...)
+	_, r := recorded(t, at, sessions...)
 	yes, no := true, false
 	for _, c := range []struct {
 		name string
@@ -153,13 +155,13 @@ func TestFilters(t *testing.T) {
 		want string
 	}{
 		{"all", Filter{}, "old lasting still other-service six six-too four new"},
-		{"since", Filter{Since: at(25)}, "lasting still six six-too four new"},
-		{"since the end of the last", Filter{Since: at(50)}, "still new"},
-		{"until", Filter{Until: at(2)}, "old lasting"},
-		{"an interval", Filter{Since: at(10), Until: at(15)}, "lasting still"},
+		{"since", Filter{Since: minute(25)}, "lasting still six six-too four new"},
+		{"since the end of the last", Filter{Since: minute(50)}, "still new"},
+		{"until", Filter{Until: minute(2)}, "old lasting"},
+		{"an interval", Filter{Since: minute(10), Until: minute(15)}, "lasting still"},
 		{"running", Filter{Running: &yes}, "still new"},
-		{"running since", Filter{Running: &yes, Since: at(45)}, "still new"},
-		{"ended", Filter{Running: &no, Since: at(25)}, "lasting six six-too four"},
+		{"running since", Filter{Running: &yes, Since: minute(45)}, "still new"},
+		{"ended", Filter{Running: &no, Since: minute(25)}, "lasting six six-too four"},
 		{"segment", Filter{Segment: "dmz"}, "other-service"},
 		{"service", Filter{Service: "ssh", Segment: "dmz"}, "other-service"},
 		{"names that do not go together", Filter{Service: "ssh", Segment: "office"}, ""},
@@ -167,16 +169,16 @@ func TestFilters(t *testing.T) {
 		{"no such decoy", Filter{Decoy: "none"}, ""},
 		{"IPv4 network", Filter{Source: netip.MustParsePrefix("192.0.2.0/24")}, "old lasting still other-service new"},
 		{"IPv4 address", Filter{Source: netip.MustParsePrefix("192.0.3.1/32")}, "four"},
-		{"all IPv4", Filter{Source: netip.MustParsePrefix("0.0.0.0/0"), Since: at(42)}, "still new"},
+		{"all IPv4", Filter{Source: netip.MustParsePrefix("0.0.0.0/0"), Since: minute(42)}, "still new"},
 		{"IPv6 network", Filter{Source: netip.MustParsePrefix("2001:db8::/32")}, "six six-too"},
 		{"IPv6 address", Filter{Source: netip.MustParsePrefix("2001:db8:2::1/128")}, "six-too"},
 		{"the newest", Filter{Limit: 2}, "four new"},
 		{"the newest of some", Filter{Limit: 2, Source: netip.MustParsePrefix("2001:db8:1::/48")}, "six"},
-		{"the newest since", Filter{Limit: 7, Since: at(31)}, "lasting still six six-too four new"},
-		{"the newest reaching back", Filter{Limit: 5, Since: at(31)}, "still six six-too four new"},
+		{"the newest since", Filter{Limit: 7, Since: minute(31)}, "lasting still six six-too four new"},
+		{"the newest reaching back", Filter{Limit: 5, Since: minute(31)}, "still six six-too four new"},
 		{"after", Filter{After: sessions[4].ID}, "six-too four new"},
 		{"after, the oldest", Filter{After: sessions[4].ID, Limit: 2}, "six-too four"},
-		{"after and since", Filter{After: sessions[1].ID, Since: at(35)}, "still new"},
+		{"after and since", Filter{After: sessions[1].ID, Since: minute(35)}, "still new"},
 		{"by identifier", Filter{ID: sessions[3].ID}, "other-service"},
 		{"by identifier, newest", Filter{ID: sessions[3].ID, Limit: 1}, "other-service"},
 		{"by identifier, not it", Filter{ID: sessions[3].ID, Running: &yes}, ""},
@@ -189,7 +191,9 @@ func TestFilters(t *testing.T) {
 }
 
 // More than one page in every way of reading.
-func TestPages(t *testing.T) {
+func TestPages(t *testing.T) { eachBackend(t, testPages) }
+
+func testPages(t *testing.T, at place) {
 	const n = 3*pageRows + 17
 	var sessions []*deception.Session
 	for i := range n {
@@ -199,7 +203,7 @@ func TestPages(t *testing.T) {
 		}
 		sessions = append(sessions, s)
 	}
-	_, r := recorded(t, sessions...)
+	_, r := recorded(t, at, sessions...)
 	expect := func(name string, f Filter, want []*deception.Session) {
 		t.Helper()
 		got := all(t, r, f)
@@ -242,7 +246,7 @@ func TestAReaderThatWaitsCostsNoDisk(t *testing.T) {
 	for i := range 2 * pageRows {
 		sessions = append(sessions, session(base, i))
 	}
-	r, reader := recorded(t, sessions...)
+	r, reader := recorded(t, place{path: newPath(t)}, sessions...)
 	seen := 0
 	for _, err := range reader.Sessions(context.Background(), Filter{}) {
 		if err != nil {
@@ -268,9 +272,11 @@ func TestAReaderThatWaitsCostsNoDisk(t *testing.T) {
 	}
 }
 
-func TestReadingWhileWriting(t *testing.T) {
+func TestReadingWhileWriting(t *testing.T) { eachBackend(t, testReadingWhileWriting) }
+
+func testReadingWhileWriting(t *testing.T, at place) {
 	t.Parallel()
-	r, reader := recorded(t)
+	r, reader := recorded(t, at)
 	stop := make(chan struct{})
 	go func() {
 		defer close(stop)
@@ -307,12 +313,14 @@ func TestReadingWhileWriting(t *testing.T) {
 	}
 }
 
-func TestReadingEndsWithItsContext(t *testing.T) {
+func TestReadingEndsWithItsContext(t *testing.T) { eachBackend(t, testReadingEndsWithItsContext) }
+
+func testReadingEndsWithItsContext(t *testing.T, at place) {
 	var sessions []*deception.Session
 	for i := range 3 * pageRows {
 		sessions = append(sessions, session(base, i))
 	}
-	_, reader := recorded(t, sessions...)
+	_, reader := recorded(t, at, sessions...)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	n := 0

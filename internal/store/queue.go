@@ -2,6 +2,7 @@ package store
 
 import (
 	"sync"
+	"unsafe"
 
 	"decoynet/deception"
 )
@@ -21,57 +22,73 @@ type chunk struct {
 	count int
 }
 
-// lane is a queue of records of one kind.
+// lane is a queue of sessions of one kind.
 type lane struct {
 	chunks []*chunk
 	count  int
 	bytes  int
 }
 
-// queue holds sessions between the relay's threads and the writer. It is
-// bounded by bytes, and never waits.
+// load is what there is to write, of all kinds.
+type load struct {
+	ends, starts lane
+	keys         []bindingKey // what the sessions' binding numbers stand for
+
+	seen   []deception.SourceSeen
+	events []deception.Event
+	notes  int // memory that seen and events take
+}
+
+func (l *load) count() int  { return l.ends.count + l.starts.count + len(l.seen) + len(l.events) }
+func (l *load) bytes() int  { return l.ends.bytes + l.starts.bytes + l.notes }
+func (l *load) empty() bool { return l.count() == 0 }
+
+// queue holds what is recorded between the relay's threads and the writer. It
+// is bounded by bytes, and never waits.
 //
 // Starts and ends have lanes of their own because an end is worth more: it
 // holds all that its start holds. Starts may fill half of the queue. When it is
 // three quarters full an end makes room for itself: all waiting starts are given
 // up, and from then on the first bytes of each side.
+//
+// Beside it wait deliveries, which do not count: their callers wait.
 type queue struct {
-	limit  int
-	wake   chan struct{} // a token when the queue is no longer empty
-	urgent chan struct{} // a token when a whole batch waits
+	limit     int
+	wake      chan struct{} // a token when the queue is no longer empty
+	urgent    chan struct{} // a token when a whole batch waits
+	delivered chan struct{} // a token when a delivery came
 
-	mu           sync.Mutex // guards everything below
-	starts, ends lane
-	inHand       batch // what the writer has taken and not yet finished
-	spare        []*chunk
-	bindings     map[bindingKey]uint32
-	keys         []bindingKey
-	closed       bool
-	lost         losses
+	mu         sync.Mutex // guards everything below
+	waiting    load
+	inHand     batch // what the writer has taken and not yet finished
+	deliveries []*delivery
+	spare      []*chunk
+	bindings   map[bindingKey]uint32
+	closed     bool
+	lost       losses
 }
 
 // losses counts what did not fit.
 type losses struct {
-	starts, ends, heads uint64
+	starts, ends, heads, seen, events uint64
 }
 
 // batch is what the writer works on.
 type batch struct {
-	ends, starts lane
-	drained      bool         // nothing was left behind
-	keys         []bindingKey // what the records' binding numbers stand for
+	load
+	deliveries []*delivery
+	drained    bool // no session was left behind
 }
 
-func (b batch) count() int  { return b.ends.count + b.starts.count }
-func (b batch) bytes() int  { return b.ends.bytes + b.starts.bytes }
-func (b batch) empty() bool { return b.count() == 0 }
+func (b *batch) empty() bool { return b.load.empty() && len(b.deliveries) == 0 }
 
 func newQueue(limit int) *queue {
 	return &queue{
-		limit:    limit,
-		wake:     make(chan struct{}, 1),
-		urgent:   make(chan struct{}, 1),
-		bindings: make(map[bindingKey]uint32),
+		limit:     limit,
+		wake:      make(chan struct{}, 1),
+		urgent:    make(chan struct{}, 1),
+		delivered: make(chan struct{}, 1),
+		bindings:  make(map[bindingKey]uint32),
 	}
 }
 
@@ -82,7 +99,7 @@ func (q *queue) putStart(s *deception.Session) {
 		q.lost.starts++
 		return
 	}
-	q.put(&q.starts, s, true)
+	q.put(&q.waiting.starts, s, true)
 }
 
 func (q *queue) putEnd(s *deception.Session) {
@@ -94,9 +111,9 @@ func (q *queue) putEnd(s *deception.Session) {
 	}
 	tight := q.limit / 4 * 3
 	used := q.bytes()
-	if used > tight && q.starts.count > 0 {
-		q.lost.starts += uint64(q.starts.count)
-		q.recycle(&q.starts)
+	if used > tight && q.waiting.starts.count > 0 {
+		q.lost.starts += uint64(q.waiting.starts.count)
+		q.recycle(&q.waiting.starts)
 		used = q.bytes()
 	}
 	if used+recordMax > q.limit {
@@ -107,32 +124,77 @@ func (q *queue) putEnd(s *deception.Session) {
 	if !heads && len(s.SourceHead)+len(s.DestinationHead) > 0 {
 		q.lost.heads++
 	}
-	q.put(&q.ends, s, heads)
+	q.put(&q.waiting.ends, s, heads)
 }
 
-func (q *queue) bytes() int { return q.starts.bytes + q.ends.bytes + q.inHand.bytes() }
+// putSeen and putEvent have half of the queue, as starts do.
+func (q *queue) putSeen(s *deception.SourceSeen) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || q.bytes() > q.limit/2 {
+		q.lost.seen++
+		return
+	}
+	q.waiting.seen = append(q.waiting.seen, *s)
+	q.noted(seenBytes)
+}
+
+func (q *queue) putEvent(e *deception.Event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || q.bytes() > q.limit/2 {
+		q.lost.events++
+		return
+	}
+	q.waiting.events = append(q.waiting.events, *e)
+	q.noted(eventBytes(e))
+}
+
+const seenBytes = int(unsafe.Sizeof(deception.SourceSeen{}))
+
+func eventBytes(e *deception.Event) int {
+	return int(unsafe.Sizeof(*e)) + len(e.Message) + len(e.Node) + len(e.Segment) + len(e.Decoy)
+}
+
+func (q *queue) noted(bytes int) {
+	q.waiting.notes += bytes
+	if q.waiting.count() == 1 {
+		signal(q.wake)
+	}
+}
+
+func (q *queue) bytes() int { return q.waiting.bytes() + q.inHand.bytes() }
 
 // put appends the session to a lane; q.mu is held.
 func (q *queue) put(l *lane, s *deception.Session, heads bool) {
-	var c *chunk
-	if n := len(l.chunks); n > 0 {
-		c = l.chunks[n-1]
-	}
-	if c == nil || cap(c.buf)-len(c.buf) < recordMax {
-		c = q.newChunk()
-		l.chunks = append(l.chunks, c)
+	if l.full() {
+		l.chunks = append(l.chunks, q.newChunk())
 		if len(l.chunks) >= batchChunks {
 			signal(q.urgent)
 		}
 	}
+	l.append(s, q.binding(keyOf(s)), heads)
+	if q.waiting.count() == 1 {
+		signal(q.wake)
+	}
+}
+
+// full tells whether the lane needs another chunk before the next append.
+func (l *lane) full() bool {
+	if len(l.chunks) == 0 {
+		return true
+	}
+	buf := l.chunks[len(l.chunks)-1].buf
+	return cap(buf)-len(buf) < recordMax
+}
+
+func (l *lane) append(s *deception.Session, binding uint32, heads bool) {
+	c := l.chunks[len(l.chunks)-1]
 	before := len(c.buf)
-	c.buf = appendRecord(c.buf, s, q.binding(keyOf(s)), heads)
+	c.buf = appendRecord(c.buf, s, binding, heads)
 	c.count++
 	l.count++
 	l.bytes += len(c.buf) - before
-	if q.starts.count+q.ends.count == 1 {
-		signal(q.wake)
-	}
 }
 
 func signal(ch chan struct{}) {
@@ -148,9 +210,9 @@ func signal(ch chan struct{}) {
 func (q *queue) binding(key bindingKey) uint32 {
 	n, ok := q.bindings[key]
 	if !ok {
-		n = uint32(len(q.keys))
+		n = uint32(len(q.waiting.keys))
 		q.bindings[key] = n
-		q.keys = append(q.keys, key)
+		q.waiting.keys = append(q.waiting.keys, key)
 	}
 	return n
 }
@@ -177,18 +239,23 @@ func (q *queue) recycle(l *lane) {
 	*l = lane{chunks: l.chunks[:0]}
 }
 
-// take hands the oldest ends to the writer and, when none are left behind them,
-// the oldest starts. By then most starts have had their end.
-func (q *queue) take() batch {
+// take hands to the writer the deliveries, the oldest ends and, when all is
+// wanted and none of these are left behind, the oldest starts. By then most starts
+// have had their end.
+func (q *queue) take(all bool) *batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.inHand.ends = q.ends.cut(batchChunks)
-	if q.ends.count == 0 {
-		q.inHand.starts = q.starts.cut(batchChunks)
+	b, w := &q.inHand, &q.waiting
+	b.ends = w.ends.cut(batchChunks)
+	if all && w.ends.count == 0 {
+		b.starts = w.starts.cut(batchChunks)
 	}
-	q.inHand.drained = q.ends.count+q.starts.count == 0
-	q.inHand.keys = q.keys[:len(q.keys):len(q.keys)]
-	return q.inHand
+	b.drained = w.ends.count+w.starts.count == 0
+	b.keys = w.keys[:len(w.keys):len(w.keys)]
+	b.seen, b.events, b.notes = w.seen, w.events, w.notes
+	w.seen, w.events, w.notes = nil, nil, 0
+	b.deliveries = q.cutDeliveries()
+	return b
 }
 
 // done gives the room of the batch back.
@@ -203,10 +270,16 @@ func (q *queue) done() {
 // drop is done for a batch that could not be written.
 func (q *queue) drop() {
 	q.mu.Lock()
-	q.lost.starts += uint64(q.inHand.starts.count)
-	q.lost.ends += uint64(q.inHand.ends.count)
+	q.lost.add(&q.inHand.load)
 	q.mu.Unlock()
 	q.done()
+}
+
+func (l *losses) add(o *load) {
+	l.starts += uint64(o.starts.count)
+	l.ends += uint64(o.ends.count)
+	l.seen += uint64(len(o.seen))
+	l.events += uint64(len(o.events))
 }
 
 // close refuses what comes from now on; it counts as lost.
@@ -221,16 +294,16 @@ func (q *queue) dropAll() {
 	q.drop()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.lost.starts += uint64(q.starts.count)
-	q.lost.ends += uint64(q.ends.count)
-	q.recycle(&q.starts)
-	q.recycle(&q.ends)
+	q.lost.add(&q.waiting)
+	q.recycle(&q.waiting.starts)
+	q.recycle(&q.waiting.ends)
+	q.waiting = load{keys: q.waiting.keys}
 }
 
 func (q *queue) usage() (count, bytes int, lost losses) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.starts.count + q.ends.count + q.inHand.count(), q.bytes(), q.lost
+	return q.waiting.count() + q.inHand.count(), q.bytes(), q.lost
 }
 
 // cut takes the first n chunks off the lane.

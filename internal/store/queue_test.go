@@ -43,7 +43,7 @@ func TestTheQueueGivesUpStartsBeforeEnds(t *testing.T) {
 	}
 
 	// What the writer holds counts as well.
-	b := q.take()
+	b := q.take(true)
 	q.putEnd(s)
 	if _, _, after := q.usage(); after.ends != lost.ends+1 {
 		t.Errorf("room for an end while %d bytes are being written", b.bytes())
@@ -79,7 +79,7 @@ func TestTheQueueHandsOutEverythingOnce(t *testing.T) {
 		}
 	}
 	batches := 0
-	for b := q.take(); !b.empty(); b = q.take() {
+	for b := q.take(true); !b.empty(); b = q.take(true) {
 		if b.starts.count > 0 && len(seen["end"])+b.ends.count < n {
 			t.Fatal("starts came before all ends had")
 		}

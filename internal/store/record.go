@@ -45,7 +45,7 @@ func appendRecord(buf []byte, s *deception.Session, binding uint32, heads bool) 
 	buf = le.AppendUint64(buf, uint64(nanos(s.Start)))
 	buf = le.AppendUint64(buf, uint64(nanos(s.End)))
 	buf = le.AppendUint32(buf, binding)
-	buf = append(buf, byte(s.SourceMode), byte(s.Reason))
+	buf = append(buf, byte(min(s.SourceMode, deception.SourceMasquerade)), byte(s.Reason))
 	buf = le.AppendUint64(buf, s.SourceBytes)
 	buf = le.AppendUint64(buf, s.DestinationBytes)
 	buf = appendEndpoint(buf, s.Source)
@@ -104,11 +104,33 @@ type record struct {
 	destinationNAT  []byte
 	sourceHead      []byte
 	destinationHead []byte
+
+	// What the writer adds: the row of the table binding, and what else the
+	// row of the session holds.
+	bindingID, origin int64
+	flags             uint8
+}
+
+// The values of the column flags; the schema says them too.
+const (
+	flagSeen   = 1 << iota // an egress said what the service saw
+	flagKnew               // so did, before, who recorded the session
+	flagSkewed             // identifier and start were made by different clocks
+)
+
+// skew is the flag for a session's identifier and start.
+func skew(id []byte, start int64) uint8 {
+	millis := int64(binary.BigEndian.Uint64(id) >> 16)
+	if d := start/int64(time.Millisecond) - millis; d > clockSkew.Milliseconds() || d < -clockSkew.Milliseconds() {
+		return flagSkewed
+	}
+	return 0
 }
 
 // readRecord takes the first record off buf.
 func readRecord(buf []byte, r *record) (rest []byte) {
 	le := binary.LittleEndian
+	r.bindingID, r.origin, r.flags = 0, 0, 0
 	r.id = buf[:16:16]
 	r.start = int64(le.Uint64(buf[16:]))
 	r.end = int64(le.Uint64(buf[24:]))
@@ -140,13 +162,16 @@ func readHead(buf []byte) (field, rest []byte) {
 	return buf[2:n:n], buf[n:]
 }
 
+// portOf returns the port of an endpoint of the queue.
+func portOf(b []byte) uint16 { return binary.LittleEndian.Uint16(b[len(b)-2:]) }
+
 // column turns an endpoint of the queue into what its column holds.
 func column(b []byte) any {
 	switch len(b) {
 	case 0:
 		return nil
 	case 6:
-		v := int64(binary.BigEndian.Uint32(b))<<16 | int64(binary.LittleEndian.Uint16(b[4:]))
+		v := int64(binary.BigEndian.Uint32(b))<<16 | int64(portOf(b))
 		if v != 0 { // 0 has another meaning in source_nat
 			return v
 		}
@@ -155,7 +180,7 @@ func column(b []byte) any {
 	text := make([]byte, 0, 64)
 	text = netip.AddrFrom16([16]byte(b)).AppendTo(text)
 	text = append(text, ' ')
-	return string(strconv.AppendUint(text, uint64(binary.LittleEndian.Uint16(b[16:])), 10))
+	return string(strconv.AppendUint(text, uint64(portOf(b)), 10))
 }
 
 var errEndpoint = errors.New("not an endpoint")
@@ -183,12 +208,14 @@ func parseColumn(v any) (netip.AddrPort, error) {
 	return netip.AddrPort{}, fmt.Errorf("read endpoint %v: %w", v, errEndpoint)
 }
 
-// nanos is UnixNano, with 0 for the zero time.
+// nanos is UnixNano, with 0 for the zero time. Times before 1970 and after 2116
+// become these: nobody's clock says so in earnest, and the difference of two
+// stays a number that databases can hold.
 func nanos(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
-	return t.UnixNano()
+	return min(max(t.UnixNano(), 1), 1<<62)
 }
 
 // idAt returns the lowest UUIDv7 of the time's millisecond: what sorts before
@@ -198,4 +225,13 @@ func idAt(t time.Time) deception.SessionID {
 	ms := max(t.UnixMilli(), 0)
 	binary.BigEndian.PutUint64(id[:8], uint64(ms)<<16)
 	return id
+}
+
+// addrPort turns an endpoint of the queue into what it was.
+func addrPort(b []byte) netip.AddrPort {
+	if len(b) == 0 {
+		return netip.AddrPort{}
+	}
+	addr, _ := netip.AddrFromSlice(b[:len(b)-2])
+	return netip.AddrPortFrom(addr, portOf(b))
 }

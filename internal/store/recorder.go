@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -21,46 +22,60 @@ const (
 // RecorderConfig says where and how sessions are recorded. Zero values stand
 // for the defaults.
 type RecorderConfig struct {
-	Path       string        // the file; its directory must exist
+	// Path is the file, whose directory must exist, or the address of a
+	// PostgreSQL database, which must exist, as postgres://user:password@host/database.
+	Path string
+	// Name tells recorders of one database from each other, and is the same in
+	// every run; the machine's host name where it is empty. A file has one
+	// recorder, whatever its name.
+	Name       string
 	QueueBytes int           // memory for sessions that wait to be written
 	Flush      time.Duration // how long a session may wait for others
-	Retain     time.Duration // age at which ended sessions are deleted; negative: never
-	MaxBytes   int64         // size from which the oldest sessions are deleted; negative: none
+	Retain     time.Duration // age at which ended sessions and events are deleted; negative: never
+	// MaxBytes is the size from which the oldest sessions and events of a file
+	// are deleted; negative: none. The size of a database is its server's matter.
+	MaxBytes int64
 }
 
 // RecorderStats is the state of recording, for status.
 type RecorderStats struct {
 	Queued        int    // records waiting to be written
 	QueuedBytes   int    // memory they take
-	Written       uint64 // ended sessions written
+	Written       uint64 // ended sessions written, delivered ones included
 	WrittenStarts uint64 // sessions written while they ran
 	// Lost counts ended sessions that were given up because they could not be
 	// written in time; LostStarts announcements of a start likewise (the end of
 	// such a session is usually recorded, with all that the start held);
-	// LostHeads sessions recorded without their first bytes.
-	Lost, LostStarts, LostHeads uint64
+	// LostHeads sessions recorded without their first bytes. LostEvents and
+	// LostSeen count events and reports of egresses.
+	Lost, LostStarts, LostHeads, LostEvents, LostSeen uint64
 	// FailingSince is when writing began to fail, zero while it works.
 	FailingSince time.Time
 	LastError    error // the newest failure, also after it is over
 	LastErrorAt  time.Time
 	LastWriteAt  time.Time
-	FileBytes    int64 // size of the database without its write-ahead log
+	FileBytes    int64 // size of the store without its write-ahead log
 }
 
-// Recorder writes sessions to a store's file. Exactly one may be open for a
-// file; the lock on the data directory, held by the caller, sees to that.
+// Recorder writes a store. Exactly one may be open for a file; the lock on the
+// data directory, held by the caller, sees to that. A database may have any
+// number of them.
 //
-// A failure to write (disk full, file locked, input/output error) is waited
-// out: sessions stay in the queue, writing is tried again with growing pauses,
-// and what does not fit the queue is counted. Nothing needs to be done when the
-// cause is gone.
+// A failure to write (disk full, file locked, server gone) is waited out:
+// sessions stay in the queue, writing is tried again with growing pauses, and
+// what does not fit the queue is counted. Nothing needs to be done when the cause
+// is gone.
 type Recorder struct {
 	cfg   RecorderConfig
+	back  backend
 	queue *queue
 	w     *writer
+	slots chan struct{} // holds a token for each Commit under way
+	asked chan func()   // work for the writer's goroutine, see ask
 
 	stop     chan struct{} // closed: write what is there and end
 	giveUp   chan struct{} // closed: end
+	hangUp   func()        // ends what the database connection waits for
 	ended    chan struct{} // closed when run has returned
 	stopOnce sync.Once
 	quitOnce sync.Once
@@ -69,36 +84,69 @@ type Recorder struct {
 	stats RecorderStats
 }
 
-// OpenRecorder opens the file, creating it where there is none, and starts
-// recording. Sessions that a dead process left without an end are ended with
-// the reason lost, at the time at which that process last showed life: at most
-// ten seconds off. It returns ErrSchema for the file of a newer program.
+// OpenRecorder opens the store, creating what there is not, and starts
+// recording. Sessions that an earlier run recorded itself (Started) and left
+// without an end are ended with the reason lost, at the time at which that run
+// last showed life: at most ten seconds off. It returns ErrSchema for the store
+// of a newer program.
 func OpenRecorder(cfg RecorderConfig) (*Recorder, error) {
 	setDefault(&cfg.QueueBytes, DefaultQueueBytes)
 	setDefault(&cfg.Flush, DefaultFlush)
 	setDefault(&cfg.Retain, DefaultRetain)
 	setDefault(&cfg.MaxBytes, DefaultMaxBytes)
-	if err := prepare(context.Background(), cfg.Path); err != nil {
+	back, err := choose(cfg.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open the session store: %w", err)
+	}
+	name, err := cfg.identity()
+	if err != nil {
+		return nil, fmt.Errorf("open the session store: %w", err)
+	}
+	if err := back.prepare(context.Background()); err != nil {
 		return nil, err
 	}
-	w, err := openWriter(cfg.Path, cfg.Retain, cfg.MaxBytes)
+	ctx, hangUp := context.WithCancel(context.Background())
+	w, err := openWriter(ctx, back, name, cfg.Retain, cfg.MaxBytes)
 	if err != nil {
+		hangUp()
 		return nil, err
 	}
 	if err := w.endLost(); err != nil {
-		return nil, errors.Join(fmt.Errorf("end the sessions of the last run: %w", err), w.close())
+		err = errors.Join(fmt.Errorf("end the sessions of the last run: %w", err), w.close())
+		hangUp()
+		return nil, err
 	}
 	r := &Recorder{
 		cfg:    cfg,
+		back:   back,
 		queue:  newQueue(max(cfg.QueueBytes, 4*recordMax)),
 		w:      w,
+		slots:  make(chan struct{}, maxDeliveries),
+		asked:  make(chan func()),
 		stop:   make(chan struct{}),
 		giveUp: make(chan struct{}),
+		hangUp: hangUp,
 		ended:  make(chan struct{}),
 	}
 	r.stats.FileBytes = w.fileBytes
 	go r.run()
 	return r, nil
+}
+
+// identity is the recorder's name in the store.
+func (cfg *RecorderConfig) identity() (string, error) {
+	if !isURL(cfg.Path) {
+		return "", nil
+	}
+	cfg.MaxBytes = -1
+	if name := clean(cfg.Name, maxName); name != "" {
+		return name, nil
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("name this recorder: %w", err)
+	}
+	return clean(name, maxName), nil
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -132,10 +180,11 @@ func (r *Recorder) Stats() RecorderStats {
 	s := r.stats
 	s.Queued, s.QueuedBytes = count, bytes
 	s.Lost, s.LostStarts, s.LostHeads = lost.ends, lost.starts, lost.heads
+	s.LostEvents, s.LostSeen = lost.events, lost.seen
 	return s
 }
 
-// Close writes what is queued and closes the file. Where that does not succeed
+// Close writes what is queued and closes the store. Where that does not succeed
 // before ctx is done, the rest is counted as lost and the context's error
 // returned.
 func (r *Recorder) Close(ctx context.Context) error {
@@ -144,7 +193,7 @@ func (r *Recorder) Close(ctx context.Context) error {
 	select {
 	case <-r.ended:
 	case <-ctx.Done():
-		r.quitOnce.Do(func() { close(r.giveUp) })
+		r.quitOnce.Do(func() { close(r.giveUp); r.hangUp() })
 		// A statement in progress returns within its busy timeout; a disk
 		// that hangs is not waited for.
 		select {
@@ -175,28 +224,42 @@ const (
 // run is the writer's goroutine. It sleeps while nothing is recorded.
 func (r *Recorder) run() {
 	defer close(r.ended)
-	defer func() {
-		if err := r.w.close(); err != nil {
-			r.failed(err)
-		}
-	}()
+	defer r.end()
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
-	var again <-chan time.Time // set while sessions wait to be deleted
+	var flush, again <-chan time.Time // set while sessions wait to be written, to be deleted
 	for {
 		select {
 		case <-r.queue.wake:
 			// Give the session's end, and others, the time to come too.
-			if !r.pause(r.cfg.Flush, r.queue.urgent) || !r.drain() {
+			if flush == nil {
+				flush = time.After(r.cfg.Flush)
+			}
+		case <-flush:
+			flush = nil
+			if !r.drain(true) {
 				return
 			}
 			again = r.tend(false)
+		case <-r.queue.urgent:
+			if !r.drain(true) {
+				return
+			}
+			again = r.tend(false)
+		case <-r.queue.delivered:
+			// Somebody waits. Starts do not, their ends may be near.
+			if !r.drain(false) {
+				return
+			}
+			again = r.tend(false)
+		case do := <-r.asked:
+			do()
 		case <-again:
 			again = r.tend(false)
 		case <-beat.C:
 			again = r.tend(true)
 		case <-r.stop:
-			r.drain()
+			r.drainAll()
 			return
 		case <-r.giveUp:
 			return
@@ -204,62 +267,96 @@ func (r *Recorder) run() {
 	}
 }
 
-// drain writes until the queue is empty; false means that it was told to give up.
-func (r *Recorder) drain() bool {
-	wait := firstPause
+// end closes the connection and turns away who waits.
+func (r *Recorder) end() {
+	r.queue.refuse(ErrClosed)
+	if err := r.w.close(); err != nil {
+		r.failed(err)
+	}
+	r.hangUp()
+}
+
+// drain writes what waits: all of it, or what cannot wait for the next flush.
+// Deliveries that come meanwhile have their turn later, or nothing else ever had
+// one. False means that it was told to give up.
+func (r *Recorder) drain(all bool) bool {
 	for {
-		b := r.queue.take()
+		b := r.queue.take(all)
+		last := !all || b.drained
 		if b.empty() {
 			return true
 		}
-		for {
-			err := r.w.write(b)
-			if err == nil {
-				r.wrote(b)
-				r.queue.done()
-				wait = firstPause
-				break
-			}
-			r.failed(fmt.Errorf("write sessions: %w", err))
-			if hopeless(err) {
-				r.queue.drop()
-				break
-			}
-			if !r.pause(wait, nil) {
-				return false
-			}
-			wait = min(2*wait, maxPause)
+		if !r.writeBatch(b) {
+			return false
+		}
+		if last {
+			r.queue.remind()
+			return true
 		}
 	}
 }
 
-// hopeless tells errors that lie in the data, and would come again, from those
-// of the machine. None is known to happen; a batch must not hold up the rest.
-func hopeless(err error) bool {
-	switch resultCode(err) {
-	case codeTooBig, codeConstraint, codeMismatch, codeRange:
-		return true
+// drainAll writes everything that waits in a closed queue.
+func (r *Recorder) drainAll() {
+	for r.drain(true) && !r.queue.idle() {
 	}
-	return false
 }
 
-// pause waits; it is cut short by early, and by stop unless writing fails. It
-// returns false when it is time to give up.
-func (r *Recorder) pause(d time.Duration, early <-chan struct{}) bool {
+// writeBatch tries until the batch is written or can never be.
+func (r *Recorder) writeBatch(b *batch) bool {
+	for wait := firstPause; ; wait = min(2*wait, maxPause) {
+		err := r.w.write(b)
+		if err == nil {
+			r.wrote(b)
+			return true
+		}
+		r.failed(fmt.Errorf("write sessions: %w", err))
+		if r.back.hopeless(err) {
+			r.sort(b)
+			return true
+		}
+		if !r.pause(wait) {
+			for _, d := range b.deliveries {
+				d.finish(ErrClosed)
+			}
+			return false
+		}
+	}
+}
+
+// sort writes the parts of a batch one by one after an error that lies in the
+// data, which is none that is known to happen: what is wrong must not take the
+// rest with it.
+func (r *Recorder) sort(b *batch) {
+	own, deliveries := &batch{load: b.load, drained: b.drained}, b.deliveries
+	if err := r.w.write(own); err != nil {
+		r.failed(fmt.Errorf("write sessions: %w", err))
+		r.queue.drop()
+	} else {
+		r.wrote(own)
+	}
+	for _, d := range deliveries {
+		err := r.w.write(&batch{deliveries: []*delivery{d}})
+		switch {
+		case err == nil:
+			r.counted()
+		case r.back.hopeless(err):
+			err = fmt.Errorf("%w: %w", ErrRecord, err)
+		}
+		d.finish(err)
+	}
+}
+
+// pause waits. It returns false when it is time to give up.
+func (r *Recorder) pause(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	stop := r.stop
-	if early == nil {
-		stop = nil
-	}
 	select {
 	case <-t.C:
-	case <-early:
-	case <-stop:
+		return true
 	case <-r.giveUp:
 		return false
 	}
-	return true
 }
 
 // tend deletes some of what is too old and marks the process alive. Where more
@@ -280,11 +377,21 @@ func (r *Recorder) tend(alive bool) (again <-chan time.Time) {
 	return time.After(tendPause)
 }
 
-func (r *Recorder) wrote(b batch) {
+// wrote tells what became of a batch.
+func (r *Recorder) wrote(b *batch) {
+	r.counted()
+	for _, d := range b.deliveries {
+		d.finish(nil)
+	}
+	r.queue.done()
+}
+
+// counted adds the newest transaction to the statistics.
+func (r *Recorder) counted() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stats.Written += uint64(b.ends.count)
-	r.stats.WrittenStarts += uint64(r.w.newStarts)
+	r.stats.Written += uint64(r.w.ended)
+	r.stats.WrittenStarts += uint64(r.w.began)
 	r.stats.FailingSince = time.Time{}
 	r.stats.LastWriteAt = time.Now()
 }

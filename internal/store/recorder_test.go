@@ -48,8 +48,10 @@ func varied() []*deception.Session {
 	return []*deception.Session{plain, moved, six, refused, extreme, samesource}
 }
 
-func TestASessionComesBackAsItWas(t *testing.T) {
-	path := newPath(t)
+func TestASessionComesBackAsItWas(t *testing.T) { eachBackend(t, testASessionComesBackAsItWas) }
+
+func testASessionComesBackAsItWas(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	want := varied()
 	for _, s := range want {
@@ -60,6 +62,13 @@ func TestASessionComesBackAsItWas(t *testing.T) {
 	if s := r.Stats(); s.Written != uint64(len(want)) || s.Lost != 0 || s.LastError != nil {
 		t.Errorf("stats %+v", s)
 	}
+}
+
+func TestTheFileIsForItsOwnerOnly(t *testing.T) {
+	path := newPath(t)
+	r := open(t, RecorderConfig{Path: path})
+	r.Ended(session(base, 0))
+	closeRecorder(t, r)
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -69,8 +78,10 @@ func TestASessionComesBackAsItWas(t *testing.T) {
 	}
 }
 
-func TestOnlyTheFirstBytesAreKept(t *testing.T) {
-	path := newPath(t)
+func TestOnlyTheFirstBytesAreKept(t *testing.T) { eachBackend(t, testOnlyTheFirstBytesAreKept) }
+
+func testOnlyTheFirstBytesAreKept(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	s := session(base, 0)
 	s.SourceHead = []byte(strings.Repeat("x", deception.HeadBytes+50))
@@ -83,7 +94,11 @@ func TestOnlyTheFirstBytesAreKept(t *testing.T) {
 }
 
 func TestAShortSessionIsOneRowWrittenOnce(t *testing.T) {
-	path := newPath(t)
+	eachBackend(t, testAShortSessionIsOneRowWrittenOnce)
+}
+
+func testAShortSessionIsOneRowWrittenOnce(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path, Flush: 50 * time.Millisecond})
 	var want []*deception.Session
 	for i := range 100 {
@@ -100,7 +115,11 @@ func TestAShortSessionIsOneRowWrittenOnce(t *testing.T) {
 }
 
 func TestALongSessionIsSeenWhileItRuns(t *testing.T) {
-	path := newPath(t)
+	eachBackend(t, testALongSessionIsSeenWhileItRuns)
+}
+
+func testALongSessionIsSeenWhileItRuns(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	reader := openReader(t, path)
 	s := session(base, 7)
@@ -115,13 +134,18 @@ func TestALongSessionIsSeenWhileItRuns(t *testing.T) {
 	r.Started(running(s))
 	settled(t, r)
 	compare(t, []*deception.Session{s}, all(t, reader, Filter{}))
+	r.Started(s)
+	settled(t, r)
+	compare(t, []*deception.Session{s}, all(t, reader, Filter{}))
 	if st := r.Stats(); st.Written != 1 {
 		t.Errorf("stats %+v", st)
 	}
 }
 
-func TestTheCallerMayReuseWhatItGave(t *testing.T) {
-	path := newPath(t)
+func TestTheCallerMayReuseWhatItGave(t *testing.T) { eachBackend(t, testTheCallerMayReuseWhatItGave) }
+
+func testTheCallerMayReuseWhatItGave(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path, Flush: 50 * time.Millisecond})
 	s := session(base, 0)
 	s.SourceHead = []byte("first")
@@ -134,9 +158,11 @@ func TestTheCallerMayReuseWhatItGave(t *testing.T) {
 	compare(t, []*deception.Session{&want}, all(t, openReader(t, path), Filter{}))
 }
 
-func TestManyThreadsRecord(t *testing.T) {
+func TestManyThreadsRecord(t *testing.T) { eachBackend(t, testManyThreadsRecord) }
+
+func testManyThreadsRecord(t *testing.T, at place) {
 	const threads, each = 8, 3000
-	path := newPath(t)
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	var wg sync.WaitGroup
 	for thread := range threads {
@@ -175,8 +201,10 @@ func TestManyThreadsRecord(t *testing.T) {
 	}
 }
 
-func TestTotals(t *testing.T) {
-	path := newPath(t)
+func TestTotals(t *testing.T) { eachBackend(t, testTotals) }
+
+func testTotals(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	a, b, c := session(base, 1), session(base, 2), session(base, 3)
 	c.Decoy, c.Service = "office-ssh", "ssh"
@@ -253,9 +281,14 @@ func TestOpeningWhatIsNotThere(t *testing.T) {
 }
 
 func TestTheFileOfANewerProgramIsRefused(t *testing.T) {
-	path := newPath(t)
+	eachBackend(t, testTheFileOfANewerProgramIsRefused)
+}
+
+func testTheFileOfANewerProgramIsRefused(t *testing.T, at place) {
+	path := at.path
 	closeRecorder(t, open(t, RecorderConfig{Path: path}))
-	execute(t, second(t, path), "PRAGMA user_version = 99")
+	execute(t, at.second(t), at.either("PRAGMA user_version = 99",
+		"INSERT INTO store_migration (version_id, is_applied) VALUES (99, true)"))
 	if _, err := OpenReader(path); !errors.Is(err, ErrSchema) {
 		t.Errorf("reader: %v", err)
 	}
@@ -264,8 +297,10 @@ func TestTheFileOfANewerProgramIsRefused(t *testing.T) {
 	}
 }
 
-func TestOpeningAgainKeepsWhatThereIs(t *testing.T) {
-	path := newPath(t)
+func TestOpeningAgainKeepsWhatThereIs(t *testing.T) { eachBackend(t, testOpeningAgainKeepsWhatThereIs) }
+
+func testOpeningAgainKeepsWhatThereIs(t *testing.T, at place) {
+	path := at.path
 	for i := range 3 {
 		r := open(t, RecorderConfig{Path: path})
 		r.Ended(session(base, i))
@@ -274,8 +309,10 @@ func TestOpeningAgainKeepsWhatThereIs(t *testing.T) {
 	compare(t, []*deception.Session{session(base, 0), session(base, 1), session(base, 2)}, all(t, openReader(t, path), Filter{}))
 }
 
-func TestRecordingAfterCloseIsCounted(t *testing.T) {
-	r := open(t, RecorderConfig{Path: newPath(t)})
+func TestRecordingAfterCloseIsCounted(t *testing.T) { eachBackend(t, testRecordingAfterCloseIsCounted) }
+
+func testRecordingAfterCloseIsCounted(t *testing.T, at place) {
+	r := open(t, RecorderConfig{Path: at.path})
 	closeRecorder(t, r)
 	r.Started(session(base, 1))
 	r.Ended(session(base, 1))
@@ -285,7 +322,11 @@ func TestRecordingAfterCloseIsCounted(t *testing.T) {
 }
 
 func TestASessionEndedWithoutATimeEndsNow(t *testing.T) {
-	path := newPath(t)
+	eachBackend(t, testASessionEndedWithoutATimeEndsNow)
+}
+
+func testASessionEndedWithoutATimeEndsNow(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path})
 	s := session(time.Now().Add(-time.Minute), 0)
 	s.End = time.Time{}
@@ -294,5 +335,25 @@ func TestASessionEndedWithoutATimeEndsNow(t *testing.T) {
 	got := all(t, openReader(t, path), Filter{})
 	if len(got) != 1 || got[0].Running() || time.Since(got[0].End) > 10*time.Second || !s.End.IsZero() {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// A start says that a session runs, whatever else the structure holds.
+func TestAStartIsNoEnd(t *testing.T) { eachBackend(t, testAStartIsNoEnd) }
+
+func testAStartIsNoEnd(t *testing.T, at place) {
+	r := open(t, RecorderConfig{Path: at.path})
+	reader := openReader(t, at.path)
+	s := session(base, 7)
+	r.Started(s)
+	settled(t, r)
+	if got := all(t, reader, Filter{}); len(got) != 1 || !got[0].Running() || got[0].Reason != deception.EndNone {
+		t.Errorf("after its start: %+v", got)
+	}
+	r.Ended(s)
+	settled(t, r)
+	compare(t, []*deception.Session{s}, all(t, reader, Filter{}))
+	if got := totals(t, reader); len(got) != 1 || got[0].Ended != 1 {
+		t.Errorf("totals %+v", got)
 	}
 }

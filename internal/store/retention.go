@@ -1,11 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"decoynet/deception"
@@ -15,24 +14,29 @@ const (
 	// deleteSlice is how many sessions one transaction deletes: a few
 	// milliseconds, during which sessions wait in the queue.
 	deleteSlice = 2048
-	// vacuumPages is how many free pages one round gives back to the file
-	// system, and vacuumAbove the number that is kept for reuse without doing
-	// so (16 MB): deleting and recording at the same pace would otherwise move
-	// pages for nothing.
-	vacuumPages = 512
-	vacuumAbove = 4096
 	// between is how often the store is looked through when nothing was left
 	// to do the last time.
 	between = time.Second
+	// keepSeen and maxSeen bound what is kept of sessions that never come.
+	keepSeen = 24 * time.Hour
+	maxSeen  = 100_000
 )
 
-// tend deletes a slice of what is too old or too much, and gives free pages
+// tend deletes a slice of what is too old or too much, and gives free room
 // back. It returns whether more is left to do. With alive it also notes that
 // the process lives, where sessions run.
 func (w *writer) tend(now time.Time, alive bool) (more bool, err error) {
+	defer func() {
+		if err != nil && w.conn != nil && !w.conn.usable(err) {
+			err = errors.Join(err, w.close())
+		}
+	}()
 	if alive {
 		if err := w.noteAlive(now); err != nil {
 			return false, err
+		}
+		if err := w.deleteSeen(now); err != nil {
+			return false, fmt.Errorf("delete what was seen of sessions that did not come: %w", err)
 		}
 	}
 	if now.Sub(w.tended) < between {
@@ -45,144 +49,209 @@ func (w *writer) tend(now time.Time, alive bool) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("delete old sessions: %w", err)
 	}
-	free, err := w.giveBack()
+	free, err := w.conn.shrink()
 	if err != nil {
 		return false, fmt.Errorf("give free pages back: %w", err)
 	}
-	more = deleted == deleteSlice || free > vacuumAbove
+	more = deleted || free
 	if !more {
 		w.tended = now
 	}
 	return more, w.measure()
 }
 
-// deleteSlice deletes the oldest ended sessions: those past their age or, where
-// the file is too large, any.
-func (w *writer) deleteSlice(now time.Time) (deleted int64, err error) {
-	free, err := w.number("PRAGMA freelist_count")
+// deleteSlice deletes the oldest ended sessions, and events: those past their
+// age or, where the file is too large, any. It tells whether there may be more.
+func (w *writer) deleteSlice(now time.Time) (more bool, err error) {
+	used, _, err := w.conn.size()
 	if err != nil {
-		return 0, err
+		return false, err
 	}
-	if err := w.measure(); err != nil {
-		return 0, err
-	}
-	size, err := w.number("PRAGMA page_size")
-	if err != nil {
-		return 0, err
-	}
-	var before, ended any
 	switch {
-	case w.maxBytes > 0 && w.fileBytes-free*size > w.maxBytes:
-		before, ended = lastID[:], now.Add(time.Hour).UnixNano()
+	case w.maxBytes > 0 && used > w.maxBytes:
+		return w.deleteBefore(lastID, now.Add(time.Hour))
 	case w.retain > 0:
 		cutoff := now.Add(-w.retain)
-		id := idAt(cutoff)
-		before, ended = id[:], cutoff.UnixNano()
-	default:
-		return 0, nil
+		return w.deleteBefore(idAt(cutoff), cutoff)
 	}
-	err = w.transact(func() error {
-		deleted, err = w.exec(`DELETE FROM session WHERE id IN (
-			SELECT id FROM session WHERE id < ? AND finish < ? ORDER BY id LIMIT ?)`,
-			before, ended, int64(deleteSlice))
-		return err
-	})
-	return deleted, err
+	return false, nil
 }
 
-// lastID sorts behind every session.
-var lastID = func() (id deception.SessionID) {
-	for i := range id {
-		id[i] = 0xff
-	}
-	return id
-}()
-
-// giveBack returns some free pages to the file system, and how many are left.
-func (w *writer) giveBack() (free int64, err error) {
-	if err := w.open(); err != nil {
-		return 0, err
-	}
-	free, err = w.number("PRAGMA freelist_count")
-	if err != nil || free <= vacuumAbove {
-		return free, err
-	}
-	if _, err = w.exec(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", vacuumPages)); err != nil {
-		return free, err
-	}
-	return free - vacuumPages, nil
-}
-
-// measure notes the size of the file.
-func (w *writer) measure() error {
-	pages, err := w.number("PRAGMA page_count")
-	if err != nil {
-		return err
-	}
-	size, err := w.number("PRAGMA page_size")
-	if err != nil {
-		return err
-	}
-	w.fileBytes = pages * size
-	return nil
-}
-
-func (w *writer) noteAlive(now time.Time) error {
-	return w.transact(func() error {
-		_, err := w.exec(`UPDATE recorder SET alive = ? WHERE EXISTS (
-			SELECT 1 FROM session INDEXED BY session_running WHERE finish IS NULL)`, now.UnixNano())
-		return err
-	})
-}
-
-// endLost ends what a dead process left running, at the time at which it was
-// last alive.
-func (w *writer) endLost() error {
-	return w.transact(func() error {
-		alive, err := w.number("SELECT alive FROM recorder")
+// deleteBefore deletes a slice of the sessions before an identifier that had
+// ended at a time, and of the events: not those that are younger than the
+// youngest of these sessions.
+func (w *writer) deleteBefore(id deception.SessionID, ended time.Time) (more bool, err error) {
+	err = w.transact(false, func() error {
+		ids, err := w.identifiers("SELECT id FROM session WHERE id < $1 AND finish < $2 ORDER BY id LIMIT $3",
+			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
 		if err != nil {
 			return err
 		}
-		if w.changed, err = w.runningIDs(); err != nil || len(w.changed) == 0 {
+		if len(ids) == deleteSlice {
+			more, id = true, ids[len(ids)-1]
+		}
+		if len(ids) > 0 {
+			if _, err := w.conn.exec("DELETE FROM session WHERE id <= $1 AND finish < $2",
+				w.back.key(ids[len(ids)-1]), ended.UnixNano()); err != nil {
+				return err
+			}
+		}
+		n, err := w.conn.exec(`DELETE FROM event WHERE id IN (
+			SELECT id FROM event WHERE id < $1 AND time < $2 ORDER BY id LIMIT $3)`,
+			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
+		more = more || n == deleteSlice
+		return err
+	})
+	return more, err
+}
+
+// lastID sorts behind every session.
+var lastID = deception.SessionID(bytes.Repeat([]byte{0xff}, len(deception.SessionID{})))
+
+// deleteSeen deletes what egresses saw of sessions that will not come any more.
+func (w *writer) deleteSeen(now time.Time) error {
+	if err := w.open(); err != nil {
+		return err
+	}
+	count, err := w.number("SELECT count(*) FROM seen")
+	if err != nil || count == 0 {
+		return err
+	}
+	return w.transact(false, func() error {
+		if _, err := w.conn.exec("DELETE FROM seen WHERE at < $1", now.Add(-keepSeen).UnixNano()); err != nil {
 			return err
 		}
-		if _, err := w.exec(`UPDATE binding SET ended = ended + r.n, source_bytes = source_bytes + r.up,
-				destination_bytes = destination_bytes + r.down, last = max(last, r.newest)
-			FROM (SELECT binding, count(*) AS n, sum(source_bytes) AS up,
-					sum(destination_bytes) AS down, max(start) AS newest
-				FROM session INDEXED BY session_running WHERE finish IS NULL GROUP BY binding) AS r
-			WHERE binding.id = r.binding`); err != nil {
-			return err
-		}
-		if _, err := w.exec(`UPDATE session INDEXED BY session_running
-			SET finish = max(start, ?), reason = ? WHERE finish IS NULL`,
-			alive, int64(deception.EndLost)); err != nil {
-			return err
-		}
-		return w.logChange()
+		_, err := w.conn.exec(`DELETE FROM seen WHERE session IN (
+			SELECT session FROM seen ORDER BY at LIMIT $1)`, max(count-maxSeen, 0))
+		return err
 	})
 }
 
-// runningIDs returns the identifiers of sessions without an end, one behind
-// the other.
-func (w *writer) runningIDs() (ids []byte, err error) {
-	s, err := w.prepared("SELECT id FROM session INDEXED BY session_running WHERE finish IS NULL")
-	if err != nil {
-		return nil, err
-	}
-	rows, err := s.QueryContext(context.Background(), nil)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	var dest [1]driver.Value
-	for {
-		if err := rows.Next(dest[:]); errors.Is(err, io.EOF) {
-			return ids, nil
-		} else if err != nil {
-			return nil, err
+// measure notes the size of the store.
+func (w *writer) measure() (err error) {
+	_, w.fileBytes, err = w.conn.size()
+	return err
+}
+
+// noteAlive notes that this run lives, while sessions of it run.
+func (w *writer) noteAlive(now time.Time) error {
+	return w.transact(false, func() error {
+		_, err := w.conn.exec("UPDATE reporter SET alive = $1 WHERE id = $2 AND EXISTS (SELECT 1 FROM session "+
+			w.back.hint("session_running")+" WHERE finish IS NULL AND origin = $2)", now.UnixNano(), w.me)
+		return err
+	})
+}
+
+// endLost ends what a dead run of this recorder left running, at the time at
+// which it was last alive.
+func (w *writer) endLost() error {
+	return w.endRunning("origin = $3", w.alive, w.me)
+}
+
+// endNode ends what runs on a node, or by its word, and began before a time.
+// What is delivered later and began before it is lost too.
+func (w *writer) endNode(node string, before int64) error {
+	var reporter int64
+	err := w.transact(true, func() (err error) {
+		if reporter, err = w.reporter("node", node); err != nil {
+			return err
 		}
-		id, _ := dest[0].([]byte)
-		ids = append(ids, id...)
+		_, err = w.conn.exec("UPDATE reporter SET lost_before = $1 WHERE id = $2 AND lost_before < $1", before, reporter)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return w.endRunning(`start < $3 AND (origin = $4 OR binding IN (SELECT id FROM binding WHERE node = $5))`,
+		before, before, reporter, node)
+}
+
+// endRunning ends the running sessions that fulfil a condition, whose arguments
+// are numbered from $3, with the reason lost. It does so slice by slice.
+func (w *writer) endRunning(condition string, at int64, args ...any) error {
+	text := "SELECT id FROM session " + w.back.hint("session_running") +
+		" WHERE finish IS NULL AND id > $1 AND " + condition + " ORDER BY id LIMIT $2"
+	var last deception.SessionID
+	for {
+		n := 0
+		err := w.transact(true, func() error {
+			w.begin()
+			ids, err := w.identifiers(text, append([]any{w.back.key(last), int64(manyIDs)}, args...)...)
+			if n = len(ids); err != nil || n == 0 {
+				return err
+			}
+			last = ids[n-1]
+			return w.lose(ids, at)
+		})
+		if err != nil || n < manyIDs {
+			return err
+		}
+	}
+}
+
+// lose ends running sessions with the reason lost.
+func (w *writer) lose(ids []deception.SessionID, at int64) error {
+	rows, err := w.load(ids)
+	if err != nil {
+		return err
+	}
+	for _, have := range rows {
+		lost := *have
+		lost.End, lost.Reason = time.Unix(0, max(at, nanos(have.Start))), deception.EndLost
+		out, _ := merge(have, &lost)
+		w.account(have, &out)
+		*have, have.dirty = out, true
+	}
+	if err := w.replace(rows); err != nil {
+		return err
+	}
+	if err := w.addTallies(); err != nil {
+		return err
+	}
+	return w.logChange()
+}
+
+// identifiers returns those that a query yields.
+func (w *writer) identifiers(text string, args ...any) (ids []deception.SessionID, err error) {
+	err = w.conn.query(text, args, func(values []any) error {
+		row := rowReader{values: values}
+		ids = append(ids, row.id())
+		return row.err
+	})
+	return ids, err
+}
+
+// Lost ends the sessions that run on a node, or that it says run, and that began
+// before a time, with the reason lost: it was started anew then. Sessions that
+// began before and come later are lost too, until their end comes. It waits, as
+// Commit does, while the database cannot be written to.
+func (r *Recorder) Lost(ctx context.Context, node string, before time.Time) error {
+	node = clean(node, maxName)
+	for wait := firstPause; ; wait = min(2*wait, maxPause) {
+		err := r.ask(ctx, func() error { return r.w.endNode(node, nanos(before)) })
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, ErrClosed) || errors.Is(err, ctx.Err()) || r.back.hopeless(err) {
+			return fmt.Errorf("end the sessions of node %s: %w", node, err)
+		}
+		r.failed(fmt.Errorf("end the sessions of node %s: %w", node, err))
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// ask runs do on the writer's goroutine.
+func (r *Recorder) ask(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	select {
+	case r.asked <- func() { done <- do() }:
+		return <-done
+	case <-r.ended:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

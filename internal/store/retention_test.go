@@ -9,8 +9,10 @@ import (
 	"decoynet/deception"
 )
 
-func TestOldSessionsAreDeleted(t *testing.T) {
-	path := newPath(t)
+func TestOldSessionsAreDeleted(t *testing.T) { eachBackend(t, testOldSessionsAreDeleted) }
+
+func testOldSessionsAreDeleted(t *testing.T, at place) {
+	path := at.path
 	r := open(t, RecorderConfig{Path: path, Retain: 24 * time.Hour})
 	now := time.Now()
 	const old = 2*deleteSlice + 100
@@ -32,7 +34,7 @@ func TestOldSessionsAreDeleted(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	closeRecorder(t, r)
-	intact(t, path)
+	at.intact(t)
 }
 
 // The file stays near its bound however much is recorded, and shrinks when the
@@ -87,7 +89,7 @@ func TestTheFileIsBounded(t *testing.T) {
 			t.Fatalf("session %d is %v, want %v", i, s.ID, want.ID)
 		}
 	}
-	intact(t, path)
+	place{path: path}.intact(t)
 }
 
 func fileSize(t testing.TB, path string) int64 {

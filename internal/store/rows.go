@@ -4,91 +4,188 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"decoynet/deception"
 )
 
-// read runs a statement that begins with selectSession. Besides the sessions
-// it returns the last identifier and the number of rows, those that the filter
-// rejects afterwards included.
-func (r *Reader) read(ctx context.Context, f *Filter, text string, args ...any) (out []deception.Session, last deception.SessionID, n int, err error) {
-	rows, err := r.db.QueryContext(ctx, text, args...)
-	if err != nil {
-		return nil, last, 0, err
+// stored is a session as its row holds it: without what its binding does.
+type stored struct {
+	deception.Session
+	binding int64
+	flags   uint8
+	origin  int64
+	dirty   bool // not as in the database any more
+}
+
+var errRow = errors.New("not a session's row")
+
+// parseSession reads the values of dialect.columns.
+func parseSession(values []any) (s stored, err error) {
+	r := rowReader{values: values}
+	s.ID = r.id()
+	s.Start, s.End = r.time(), r.time()
+	s.binding = r.number()
+	s.Source = r.endpoint()
+	s.SourceNAT = r.sourceNAT(s.Source)
+	s.Destination, s.DestinationNAT = r.endpoint(), r.endpoint()
+	s.SourceBytes, s.DestinationBytes = uint64(r.number()), uint64(r.number())
+	s.SourceMode = min(deception.SourceMode(r.number()), deception.SourceMasquerade)
+	s.Reason = deception.EndReason(r.number())
+	s.SourceHead, s.DestinationHead = r.bytes(), r.bytes()
+	s.flags, s.origin = uint8(r.number()), r.number()
+	if r.err != nil {
+		return s, fmt.Errorf("session %s: %w", s.ID, r.err)
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	var row sessionRow
-	var bindings []int64
-	for rows.Next() {
-		if err := rows.Scan(row.fields()...); err != nil {
-			return nil, last, 0, err
+	return s, nil
+}
+
+// rowReader takes the values of a row one after the other, as the drivers
+// give them: int64, []byte, string or nil.
+type rowReader struct {
+	values []any
+	err    error
+}
+
+func (r *rowReader) next() any {
+	v := r.values[0]
+	r.values = r.values[1:]
+	return v
+}
+
+func (r *rowReader) fail(v any) {
+	if r.err == nil {
+		r.err = fmt.Errorf("%v: %w", v, errRow)
+	}
+}
+
+func (r *rowReader) id() (id deception.SessionID) {
+	switch v := r.next().(type) {
+	case []byte:
+		if len(v) != len(id) {
+			r.fail(v)
+			break
 		}
-		s, err := row.session()
+		id = deception.SessionID(v)
+	case string: // database/sql has no type for a UUID
+		var err error
+		if id, err = deception.ParseSessionID(v); err != nil {
+			r.fail(v)
+		}
+	case nil:
+	default:
+		r.fail(v)
+	}
+	return id
+}
+
+func (r *rowReader) number() int64 {
+	switch v := r.next().(type) {
+	case int64:
+		return v
+	case nil:
+	default:
+		r.fail(v)
+	}
+	return 0
+}
+
+func (r *rowReader) time() time.Time {
+	if n := r.number(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
+
+func (r *rowReader) text() string {
+	switch v := r.next().(type) {
+	case string:
+		return v
+	case nil:
+	default:
+		r.fail(v)
+	}
+	return ""
+}
+
+func (r *rowReader) bytes() []byte {
+	switch v := r.next().(type) {
+	case []byte:
+		return v
+	case nil:
+	default:
+		r.fail(v)
+	}
+	return nil
+}
+
+func (r *rowReader) endpoint() netip.AddrPort {
+	a, err := parseColumn(r.next())
+	if err != nil && r.err == nil {
+		r.err = err
+	}
+	return a
+}
+
+// sourceNAT is an endpoint for which SQLite writes 0 where it is the source.
+func (r *rowReader) sourceNAT(source netip.AddrPort) netip.AddrPort {
+	if r.values[0] == int64(0) {
+		r.next()
+		return source
+	}
+	return r.endpoint()
+}
+
+// read runs a statement that selects dialect.columns of session. Besides the
+// sessions it returns the last identifier and the number of rows, those that
+// the filter rejects afterwards included.
+func (r *Reader) read(ctx context.Context, f *Filter, text string, args []any) (out []deception.Session, last deception.SessionID, n int, err error) {
+	var bindings []int64
+	err = r.each(ctx, text, args, func(values []any) error {
+		s, err := parseSession(values)
 		if err != nil {
-			return nil, last, 0, err
+			return err
 		}
 		n++
 		last = s.ID
-		if f.matches(&s) {
-			out = append(out, s)
-			bindings = append(bindings, row.binding)
+		if f.matches(&s.Session) {
+			out = append(out, s.Session)
+			bindings = append(bindings, s.binding)
 		}
-	}
-	if err := rows.Err(); err != nil {
+		return nil
+	})
+	if err != nil {
 		return nil, last, 0, err
 	}
 	return out, last, n, r.name(ctx, out, bindings)
 }
 
-// sessionRow is a row of the table session.
-type sessionRow struct {
-	id                                          []byte
-	start                                       int64
-	finish                                      *int64
-	binding                                     int64
-	source, sourceNAT, destination, serviceAddr any
-	up, down                                    int64
-	mode                                        deception.SourceMode
-	reason                                      deception.EndReason
-	sourceHead, destinationHead                 []byte
+// each calls row for every row of a query.
+func (r *Reader) each(ctx context.Context, text string, args []any, row func(values []any) error) (err error) {
+	rows, err := r.db.QueryContext(ctx, text, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	columns, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	values, dest := make([]any, len(columns)), make([]any, len(columns))
+	for i := range values {
+		dest[i] = &values[i]
+	}
+	for rows.Next() {
+		if err := rows.Scan(dest...); err != nil {
+			return err
+		}
+		if err := row(values); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }
-
-func (r *sessionRow) fields() []any {
-	return []any{
-		&r.id, &r.start, &r.finish, &r.binding, &r.source, &r.sourceNAT, &r.destination, &r.serviceAddr,
-		&r.up, &r.down, &r.mode, &r.reason, &r.sourceHead, &r.destinationHead,
-	}
-}
-
-func (r *sessionRow) session() (s deception.Session, err error) {
-	if len(r.id) != len(s.ID) {
-		return s, fmt.Errorf("session %x: %w", r.id, errIdentifier)
-	}
-	s.ID = deception.SessionID(r.id)
-	s.Start = time.Unix(0, r.start)
-	if r.finish != nil {
-		s.End = time.Unix(0, *r.finish)
-	}
-	var errs [4]error
-	s.Source, errs[0] = parseColumn(r.source)
-	if r.sourceNAT == int64(0) {
-		s.SourceNAT = s.Source
-	} else {
-		s.SourceNAT, errs[1] = parseColumn(r.sourceNAT)
-	}
-	s.Destination, errs[2] = parseColumn(r.destination)
-	s.DestinationNAT, errs[3] = parseColumn(r.serviceAddr)
-	if err := errors.Join(errs[:]...); err != nil {
-		return s, fmt.Errorf("session %s: %w", s.ID, err)
-	}
-	s.SourceBytes, s.DestinationBytes = uint64(r.up), uint64(r.down)
-	s.SourceMode, s.Reason = r.mode, r.reason
-	s.SourceHead, s.DestinationHead = r.sourceHead, r.destinationHead
-	return s, nil
-}
-
-var errIdentifier = errors.New("not a session identifier")
 
 // name sets what the sessions have from their binding.
 func (r *Reader) name(ctx context.Context, sessions []deception.Session, bindings []int64) error {

@@ -1,10 +1,11 @@
-// Package store keeps sessions in an embedded SQLite file.
+// Package store keeps what decoynet records: sessions, and events about the
+// deception network itself.
 //
-// One process writes the file, through a Recorder; any number of processes read
-// it at the same time, through a Reader or with the plain sqlite3 tool, whose
-// view "sessions" has one column per field in the names of the Elastic Common
-// Schema. The file is in WAL mode, where readers and the writer do not wait for
-// each other.
+// A store is an SQLite file or a PostgreSQL database. One process writes the
+// file, through a Recorder; any number write the database. Any number of
+// processes read, through a Reader or with the plain sqlite3 and psql tools,
+// whose views "sessions" and "events" have one column per field in the names of
+// the Elastic Common Schema.
 //
 // Recording is made cheap: a relay carries ten thousand connections a second on
 // two cores, so a session may cost no more than a few microseconds. The callers'
@@ -12,6 +13,13 @@
 // that ends before its start was written becomes one row; a row is small because
 // names live in the table binding; and its key, a UUIDv7, makes a second index
 // on time needless.
+//
+// Several parts of decoynet may tell of one session, each what it knows and in
+// any order: merge.go holds the rules by which one row comes of it.
+//
+// All that the two databases have in common, which is nearly everything, is
+// written once, against the interface backend below; sqlite.go and postgres.go
+// hold the rest.
 package store
 
 import (
@@ -21,143 +29,146 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
-	"os"
-	"path/filepath"
+	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
+	"decoynet/deception"
+
 	"github.com/pressly/goose/v3"
-	"modernc.org/sqlite"
 )
 
 // FileName is the name of the store's file in a data directory.
 const FileName = "decoynet.db"
 
-// schemaVersion is what the newest migration leaves in PRAGMA user_version.
-const schemaVersion = 1
-
 // longSession is the duration beyond which an ended session enters the index
-// session_long. The figure stands in the schema as well.
+// session_long. The figure stands in the schemas as well.
 const longSession = 120 * time.Second
 
-//go:embed migrations/*.sql
-var migrations embed.FS
-
-// dsn names a database to the driver. PRAGMAs stand in it because they hold for
-// one connection only, and database/sql opens connections as it likes.
-func dsn(path string, params url.Values) (string, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return "", fmt.Errorf("resolve %s: %w", path, err)
-	}
-	slashed := filepath.ToSlash(abs)
-	if !strings.HasPrefix(slashed, "/") { // C:/data becomes /C:/data
-		slashed = "/" + slashed
-	}
-	u := url.URL{Scheme: "file", Path: slashed, RawQuery: params.Encode()}
-	return u.String(), nil
-}
-
-func writeParams(busy time.Duration) url.Values {
-	return url.Values{
-		"_pragma": {
-			fmt.Sprintf("busy_timeout(%d)", busy.Milliseconds()),
-			// Before the first table, or it does nothing.
-			"auto_vacuum(incremental)",
-			"journal_mode(wal)",
-			// In WAL mode NORMAL loses at most the newest commits at a power
-			// failure and never the file; FULL would be one fsync per batch.
-			"synchronous(normal)",
-			// A checkpoint cuts the WAL back to this, after a reader held it.
-			"journal_size_limit(16777216)",
-			"cache_size(-8192)",
-		},
-	}
-}
-
-// prepare creates the file where there is none, and brings its schema up to
-// date. What intruders typed (passwords among it) is nobody else's business,
-// so the file is for its owner only; SQLite gives -wal and -shm the same mode.
-func prepare(ctx context.Context, path string) (err error) {
-	if err := create(path); err != nil {
-		return fmt.Errorf("create the session store: %w", err)
-	}
-	name, err := dsn(path, writeParams(10*time.Second))
-	if err != nil {
-		return err
-	}
-	db, err := sql.Open("sqlite", name)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return fmt.Errorf("read the embedded schema: %w", err)
-	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return fmt.Errorf("read the embedded schema: %w", err)
-	}
-	if err := checkVersion(ctx, db, path); err != nil {
-		return err
-	}
-	if _, err := provider.Up(ctx); err != nil {
-		return fmt.Errorf("bring the schema of %s up to date: %w", path, err)
-	}
-	return nil
-}
-
-// create makes an empty file where there is none. It never opens one that
-// exists: closing any descriptor of a file gives up the locks that SQLite holds
-// on it elsewhere in this process (POSIX, fcntl).
-func create(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	switch {
-	case errors.Is(err, fs.ErrExist):
-		return nil
-	case err != nil:
-		return err
-	}
-	return f.Close()
-}
-
-// checkVersion refuses a file that a newer program has written.
-func checkVersion(ctx context.Context, db *sql.DB, path string) error {
-	var version int
-	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
-	}
-	if version > schemaVersion {
-		return fmt.Errorf("open %s: its schema has version %d, this program knows %d: %w",
-			path, version, schemaVersion, ErrSchema)
-	}
-	return nil
-}
-
-// ErrSchema says that the file's schema is not the one this program works with.
-var ErrSchema = errors.New("written by another version of decoynet")
-
-// Primary result codes of SQLite, https://www.sqlite.org/rescode.html.
-const (
-	codeBusy       = 5
-	codeLocked     = 6
-	codeReadOnly   = 8
-	codeFull       = 13
-	codeCantOpen   = 14
-	codeTooBig     = 18
-	codeConstraint = 19
-	codeMismatch   = 20
-	codeRange      = 25
+var (
+	// ErrNoStore says that there is no store at the path.
+	ErrNoStore = errors.New("no sessions recorded here yet; is --data right?")
+	// ErrSchema says that the store's schema is not the one this program works
+	// with.
+	ErrSchema = errors.New("written by another version of decoynet")
+	// ErrClosed says that the recorder was closed.
+	ErrClosed = errors.New("the session store is closed")
 )
 
-// resultCode returns the primary result code of an error of SQLite, or 0.
-func resultCode(err error) int {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return 0
+// backend is a database that can hold a store. SQL that both databases know is
+// not its business.
+type backend interface {
+	// String names the database in messages. It holds no password.
+	String() string
+	// prepare creates what is not there and brings the schema up to date. It
+	// returns ErrSchema where a newer program did that.
+	prepare(ctx context.Context) error
+	// connect opens the one connection that a recorder writes by. It lives no
+	// longer than ctx.
+	connect(ctx context.Context) (connection, error)
+	// read opens the database for reading. It returns ErrNoStore and ErrSchema.
+	read() (*sql.DB, error)
+	// hopeless tells errors that lie in the data, and would come again, from
+	// those of the machine.
+	hopeless(err error) bool
+
+	dialect
+}
+
+// dialect is what differs in the statements.
+type dialect interface {
+	// columns lists what parseSession takes, of the table session.
+	columns() string
+	// hint names an index where the database has to be told which one to use.
+	hint(index string) string
+	// key is an identifier as an argument of a statement.
+	key(id deception.SessionID) any
+	// within writes the condition that the intruder's address lies in the
+	// network. It may let more pass (Filter.matches looks again), never less.
+	within(a *arguments, network netip.Prefix) string
+}
+
+// connection is a backend's connection that writes. It belongs to one goroutine.
+type connection interface {
+	// transact runs do in a transaction, with no other writer at the same time.
+	// What is durable survives a power failure once transact has returned;
+	// otherwise the newest transactions may be lost by one. After an error
+	// nothing of it is in the database.
+	transact(durable bool, do func() error) error
+	// usable tells whether the connection can go on after the error.
+	usable(err error) bool
+	// exec runs a statement of a transaction.
+	exec(text string, args ...any) (affected int64, err error)
+	// query calls row for every row, with int64, []byte, string or nil for
+	// each column. The bytes are the callee's to keep.
+	query(text string, args []any, row func(values []any) error) error
+
+	// rows is how many sessions insert and replace like to be given at once.
+	rows() int
+	// insert writes the sessions whose identifiers are new, and returns the
+	// indices of the others, in order.
+	insert(sessions []record) (met []int, err error)
+	// replace writes the sessions, over what their identifiers hold. All
+	// identifiers are different.
+	replace(sessions []record) error
+
+	// size returns the bytes in use and those taken from the file system.
+	size() (used, taken int64, err error)
+	// shrink gives some room back to the file system, and tells whether there
+	// is more.
+	shrink() (more bool, err error)
+	close() error
+}
+
+// choose returns the backend that the path names.
+func choose(path string) (backend, error) {
+	if isURL(path) {
+		return newPostgres(path)
 	}
-	return e.Code() & 0xff
+	return &sqliteBackend{path: path}, nil
+}
+
+// isURL tells the address of a PostgreSQL server from the path of a file.
+func isURL(path string) bool {
+	return strings.HasPrefix(path, "postgres://") || strings.HasPrefix(path, "postgresql://")
+}
+
+//go:embed migrations
+var migrations embed.FS
+
+// migrator returns what applies the migrations in a folder.
+func migrator(d goose.Dialect, db *sql.DB, folder, table string) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, folder)
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded schema: %w", err)
+	}
+	p, err := goose.NewProvider(d, db, files, goose.WithDisableGlobalRegistry(true), goose.WithTableName(table))
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded schema: %w", err)
+	}
+	return p, nil
+}
+
+// schemaError says that a store has a version that this program does not know.
+func schemaError(store fmt.Stringer, version, known int) error {
+	return fmt.Errorf("open %s: its schema has version %d, this program knows %d: %w", store, version, known, ErrSchema)
+}
+
+// arguments collects the arguments of a statement. Both databases know $1.
+type arguments struct{ values []any }
+
+// add returns what stands for the value in the statement.
+func (a *arguments) add(v any) string {
+	a.values = append(a.values, v)
+	return "$" + strconv.Itoa(len(a.values))
+}
+
+// keys returns what stands for the identifiers, separated by commas.
+func (a *arguments) keys(d dialect, ids []deception.SessionID) string {
+	marks := make([]string, len(ids))
+	for i, id := range ids {
+		marks[i] = a.add(d.key(id))
+	}
+	return strings.Join(marks, ", ")
 }

@@ -119,7 +119,7 @@ func (w *watch) byChange(ctx context.Context, changes []change, yield func(decep
 		return err
 	}
 	for part := range slices.Chunk(distinct(changes), pageRows) {
-		page, _, err := q.byID(ctx, part)
+		page, err := q.byID(ctx, part)
 		if err != nil {
 			return err
 		}
@@ -155,7 +155,7 @@ type change struct {
 
 func (w *watch) changes(ctx context.Context) ([]change, error) {
 	rows, err := w.r.db.QueryContext(ctx,
-		"SELECT seq, at, sessions FROM change WHERE seq > ? ORDER BY seq LIMIT ?", w.seq, pollBatches)
+		"SELECT seq, at, sessions FROM change WHERE seq > $1 ORDER BY seq LIMIT $2", w.seq, pollBatches)
 	if err != nil {
 		return nil, err
 	}

@@ -46,9 +46,11 @@ func follow(t *testing.T, r *Reader, f Filter) (next func() string) {
 	}
 }
 
-func TestWatchSeesStartsAndEnds(t *testing.T) {
+func TestWatchSeesStartsAndEnds(t *testing.T) { eachBackend(t, testWatchSeesStartsAndEnds) }
+
+func testWatchSeesStartsAndEnds(t *testing.T, at place) {
 	before, open := session(base, 1), running(session(base, 2))
-	r, reader := recorded(t, before, open)
+	r, reader := recorded(t, at, before, open)
 	next := follow(t, reader, Filter{})
 	expect := func(want string) {
 		t.Helper()
@@ -69,8 +71,10 @@ func TestWatchSeesStartsAndEnds(t *testing.T) {
 	expect("office-web 4 client_closed")
 }
 
-func TestWatchFilters(t *testing.T) {
-	r, reader := recorded(t, session(base, 1), session(base, 2))
+func TestWatchFilters(t *testing.T) { eachBackend(t, testWatchFilters) }
+
+func testWatchFilters(t *testing.T, at place) {
+	r, reader := recorded(t, at, session(base, 1), session(base, 2))
 	next := follow(t, reader, Filter{Decoy: "wanted", Limit: 1})
 	for i := range 20 { // the decoy is not even known when the watch begins
 		s := session(base, 10+i)
@@ -88,8 +92,10 @@ func TestWatchFilters(t *testing.T) {
 }
 
 // The reader is this process, the writer another one.
-func TestWatchAcrossProcesses(t *testing.T) {
-	path := newPath(t)
+func TestWatchAcrossProcesses(t *testing.T) { eachBackend(t, testWatchAcrossProcesses) }
+
+func testWatchAcrossProcesses(t *testing.T, at place) {
+	path := at.path
 	closeRecorder(t, open(t, RecorderConfig{Path: path}))
 	reader := openReader(t, path)
 	cmd := child(t, "writer", path)
@@ -127,13 +133,15 @@ func TestWatchAcrossProcesses(t *testing.T) {
 }
 
 // A follower that slept while more changed than is kept finds it all the same.
-func TestWatchCatchesUp(t *testing.T) {
+func TestWatchCatchesUp(t *testing.T) { eachBackend(t, testWatchCatchesUp) }
+
+func testWatchCatchesUp(t *testing.T, at place) {
 	t.Parallel()
-	r, reader := recorded(t, session(time.Now().Add(-time.Minute), 0))
+	r, reader := recorded(t, at, session(time.Now().Add(-time.Minute), 0))
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	const n = keptChanges + 200
-	at := time.Now()
+	now := time.Now()
 	seen := map[deception.SessionID]bool{}
 	for s, err := range reader.Watch(ctx, Filter{}) {
 		if err != nil {
@@ -141,7 +149,7 @@ func TestWatchCatchesUp(t *testing.T) {
 		}
 		if len(seen) == 0 { // the watch stands still meanwhile
 			for i := range n {
-				r.Ended(session(at, i))
+				r.Ended(session(now, i))
 				settled(t, r)
 			}
 		}

@@ -2,87 +2,77 @@ package store
 
 import (
 	"context"
-	"database/sql/driver"
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
-	"strings"
 	"time"
 
-	"modernc.org/sqlite"
+	"decoynet/deception"
 )
 
 const (
-	// busyTimeout is short because the recorder itself tries again, and has to
-	// notice in between that it is to stop.
-	busyTimeout = 250 * time.Millisecond
-	// rowsPerInsert is how many rows one statement carries: measured, 8 rows
-	// save a third of a row's cost against 1, and 32 another tenth.
-	rowsPerInsert = 32
 	// keptChanges is how many batches a follower may lag behind before it has
 	// to search the table instead.
 	keptChanges = 512
+	// manyIDs is how many identifiers one statement names.
+	manyIDs = 256
+	// manyHints and manyBindings bound what is kept in memory to save
+	// statements.
+	manyHints    = 1 << 20
+	manyBindings = 1 << 14
 )
 
-const sessionColumns = 14
-
-const (
-	insertEnds = "INSERT OR REPLACE INTO session VALUES "
-	// A start that comes after its end (another thread's) changes nothing.
-	insertStarts = "INSERT OR IGNORE INTO session VALUES "
-)
-
-// writer is the one connection that writes. It talks to the driver without
-// database/sql, whose conversions cost as much as SQLite's own work does.
+// writer turns batches into transactions. It belongs to one goroutine.
 type writer struct {
-	path     string
+	back     backend
+	ctx      context.Context // ends what hangs
 	retain   time.Duration
 	maxBytes int64
 
-	conn connection
-	stmt map[string]statement
-	args []driver.NamedValue // of one insert, reused
+	conn  connection // nil while there is none
+	me    int64      // this recorder, in the table reporter
+	alive int64      // when the run before last showed that it lived, ns
 
-	bindings []int64             // the database's id of each binding number, 0 if not known yet
-	tallies  []tally             // per binding number, of this batch
-	touched  []uint32            // the numbers in tallies that are not zero
-	changed  []byte              // identifiers in this batch
-	endedIDs map[uint64]struct{} // fold of the ends since the queue was last empty
+	rows     []record             // on their way into one statement
+	ids      []int64              // rows of the table binding for the queue's binding numbers, 0 if not known yet
+	bindings map[bindingKey]int64 // the same for deliveries
+	nodes    map[string]int64     // rows of the table reporter
+	endedIDs idSet                // fold of the ends since the queue was last empty
+	running  map[uint64]struct{}  // fold of sessions that probably have a row, of their start
 
-	newStarts int // starts that the last batch wrote
+	// Of the transaction under way:
+	tallies     []tally         // per binding number of the queue
+	touched     []uint32        // the numbers in tallies that are not zero
+	corrections map[int64]tally // per row of binding
+	changed     []byte          // identifiers of sessions that are new or different
+	met         []record        // sessions that have a row already
+	ended       int             // sessions that ended
+	began       int             // sessions that were written while they run
+
+	updates   map[int]string // totalsUpdate for the numbers of rows in use
 	fileBytes int64
 	tended    time.Time
 }
 
-type tally struct {
-	ended          int64
-	up, down, last int64
-}
-
-type connection interface {
-	driver.Conn
-	driver.ConnPrepareContext
-	driver.ExecerContext
-}
-
-type statement interface {
-	driver.Stmt
-	driver.StmtExecContext
-	driver.StmtQueryContext
-}
-
-func openWriter(path string, retain time.Duration, maxBytes int64) (*writer, error) {
+func openWriter(ctx context.Context, back backend, name string, retain time.Duration, maxBytes int64) (*writer, error) {
 	w := &writer{
-		path: path, retain: retain, maxBytes: maxBytes,
-		args:     make([]driver.NamedValue, rowsPerInsert*sessionColumns),
-		endedIDs: make(map[uint64]struct{}),
-	}
-	for i := range w.args {
-		w.args[i].Ordinal = i + 1
+		back: back, ctx: ctx, retain: retain, maxBytes: maxBytes,
+		bindings:    make(map[bindingKey]int64),
+		nodes:       make(map[string]int64),
+		updates:     make(map[int]string),
+		running:     make(map[uint64]struct{}),
+		corrections: make(map[int64]tally),
 	}
 	if err := w.open(); err != nil {
 		return nil, err
+	}
+	err := w.transact(false, func() (err error) {
+		if w.me, err = w.reporter("recorder", name); err != nil {
+			return err
+		}
+		w.alive, err = w.number("SELECT alive FROM reporter WHERE id = $1", w.me)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, w.close())
 	}
 	return w, nil
 }
@@ -92,17 +82,15 @@ func (w *writer) open() error {
 	if w.conn != nil {
 		return nil
 	}
-	name, err := dsn(w.path, writeParams(busyTimeout))
+	conn, err := w.back.connect(w.ctx)
 	if err != nil {
 		return err
 	}
-	c, err := (&sqlite.Driver{}).Open(name)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", w.path, err)
+	w.conn = conn
+	if w.rows == nil {
+		w.rows = make([]record, 0, conn.rows())
 	}
-	w.conn = c.(connection)
-	w.stmt = make(map[string]statement)
-	w.bindings = w.bindings[:0]
+	w.forget()
 	if err := w.measure(); err != nil {
 		return errors.Join(err, w.close())
 	}
@@ -113,140 +101,129 @@ func (w *writer) close() error {
 	if w.conn == nil {
 		return nil
 	}
-	var errs []error
-	for _, s := range w.stmt {
-		errs = append(errs, s.Close())
-	}
-	errs = append(errs, w.conn.Close())
-	w.conn, w.stmt = nil, nil
-	return errors.Join(errs...)
+	err := w.conn.close()
+	w.conn = nil
+	return err
 }
 
-// prepared returns the statement for the text, compiled once per connection.
-func (w *writer) prepared(text string) (statement, error) {
-	if s, ok := w.stmt[text]; ok {
-		return s, nil
-	}
-	s, err := w.conn.PrepareContext(context.Background(), text)
-	if err != nil {
-		return nil, fmt.Errorf("compile %.40q: %w", text, err)
-	}
-	w.stmt[text] = s.(statement)
-	return w.stmt[text], nil
+// forget gives up what is known of the tables binding and reporter.
+func (w *writer) forget() {
+	clear(w.ids)
+	clear(w.bindings)
+	clear(w.nodes)
 }
 
-func named(args []any) []driver.NamedValue {
-	out := make([]driver.NamedValue, len(args))
-	for i, a := range args {
-		out[i] = driver.NamedValue{Ordinal: i + 1, Value: a}
+// transact runs do in a transaction. After a failure nothing of it is in the
+// database, and the connection is as before or will be opened anew.
+func (w *writer) transact(durable bool, do func() error) error {
+	if err := w.open(); err != nil {
+		return err
 	}
-	return out
-}
-
-func (w *writer) exec(text string, args ...any) (int64, error) {
-	s, err := w.prepared(text)
-	if err != nil {
-		return 0, err
+	err := w.conn.transact(durable, do)
+	if err == nil {
+		return nil
 	}
-	res, err := s.ExecContext(context.Background(), named(args))
-	if err != nil {
-		return 0, err
+	w.forget() // rows made in a transaction that was rolled back do not exist
+	if w.conn.usable(err) {
+		return err
 	}
-	return res.RowsAffected()
+	return errors.Join(err, w.close())
 }
 
 // number returns the integer that a query yields, 0 where it yields no row.
 func (w *writer) number(text string, args ...any) (n int64, err error) {
-	s, err := w.prepared(text)
-	if err != nil {
-		return 0, err
-	}
-	rows, err := s.QueryContext(context.Background(), named(args))
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	var dest [1]driver.Value
-	if err := rows.Next(dest[:]); err != nil && !errors.Is(err, io.EOF) {
-		return 0, err
-	}
-	n, _ = dest[0].(int64)
-	return n, nil
-}
-
-// transact runs do in a transaction. After a failure nothing of it is in the
-// file, and the connection is as before or will be opened anew.
-func (w *writer) transact(do func() error) error {
-	if err := w.open(); err != nil {
-		return err
-	}
-	_, err := w.exec("BEGIN IMMEDIATE")
-	if err == nil {
-		if err = do(); err == nil {
-			_, err = w.exec("COMMIT")
-		}
-		if err != nil {
-			// SQLite may have rolled back by itself (disk full), in which
-			// case there is no transaction to end.
-			_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK", nil)
-		}
-	}
-	if err == nil {
+	err = w.conn.query(text, args, func(values []any) error {
+		n, _ = values[0].(int64)
 		return nil
-	}
-	// Numbers taken in a transaction that was rolled back do not exist.
-	w.bindings = w.bindings[:0]
-	switch resultCode(err) {
-	case codeBusy, codeLocked, codeFull:
-		return err
-	}
-	// An input/output error can leave a connection that refuses all work.
-	return errors.Join(err, w.close())
+	})
+	return n, err
 }
 
-// write puts a batch into the file, all of it or nothing.
-func (w *writer) write(b batch) error {
-	w.newStarts = 0
-	if err := w.transact(func() error { return w.insertBatch(b) }); err != nil {
+// reporter returns the row of who records, a new one where there is none.
+func (w *writer) reporter(kind, name string) (int64, error) {
+	id, err := w.number("SELECT id FROM reporter WHERE kind = $1 AND name = $2", kind, name)
+	if err != nil || id != 0 {
+		return id, err
+	}
+	if _, err := w.conn.exec("INSERT INTO reporter (kind, name) VALUES ($1, $2)", kind, name); err != nil {
+		return 0, err
+	}
+	return w.number("SELECT id FROM reporter WHERE kind = $1 AND name = $2", kind, name)
+}
+
+// node returns the row of a node that delivers.
+func (w *writer) node(name string) (id int64, err error) {
+	if id = w.nodes[name]; id != 0 {
+		return id, nil
+	}
+	if id, err = w.reporter("node", name); err == nil {
+		w.nodes[name] = id
+	}
+	return id, err
+}
+
+// write puts a batch into the database, all of it or nothing.
+func (w *writer) write(b *batch) error {
+	if err := w.transact(len(b.deliveries) > 0, func() error { return w.record(b) }); err != nil {
 		return err
 	}
 	if b.drained {
-		if len(w.endedIDs) > 1<<16 { // a map never shrinks
-			w.endedIDs = make(map[uint64]struct{})
-		}
-		clear(w.endedIDs)
+		w.endedIDs.clear()
+	}
+	if len(w.running) > manyHints {
+		clear(w.running)
 	}
 	return nil
 }
 
-func (w *writer) insertBatch(b batch) error {
-	w.changed = w.changed[:0]
-	w.newStarts = 0
+// begin forgets the transaction before.
+func (w *writer) begin() {
 	for _, n := range w.touched {
 		w.tallies[n] = tally{}
 	}
 	w.touched = w.touched[:0]
+	clear(w.corrections)
+	w.changed, w.met = w.changed[:0], w.met[:0]
+	w.ended, w.began = 0, 0
+}
+
+// record is a batch's transaction. Ends come before starts, so that a start
+// whose end is here is not written at all.
+func (w *writer) record(b *batch) error {
+	w.begin()
 	if n := len(b.keys) - len(w.tallies); n > 0 {
 		w.tallies = append(w.tallies, make([]tally, n)...)
+		w.ids = append(w.ids, make([]int64, n)...)
 	}
-	// To know the ends in time, also where nothing of them is left to write.
+	own := lot{ids: w.ids, origin: w.me, own: true}
 	wantEnds := b.starts.count > 0 || !b.drained
-	if err := w.insertLane(b.ends, b.keys, insertEnds, func(r *record) bool {
-		if wantEnds {
-			w.endedIDs[fold(r.id)] = struct{}{}
-		}
-		w.count(r)
-		return true
-	}); err != nil {
+	for _, d := range b.deliveries {
+		wantEnds = wantEnds || d.starts.count > 0
+	}
+	if err := w.ends(&b.load, own, wantEnds); err != nil {
 		return err
 	}
-	if err := w.insertLane(b.starts, b.keys, insertStarts, func(r *record) bool {
-		if _, over := w.endedIDs[fold(r.id)]; over {
-			return false
+	lots, err := w.lots(b.deliveries)
+	if err != nil {
+		return err
+	}
+	for i, d := range b.deliveries {
+		if err := w.ends(&d.load, lots[i], wantEnds); err != nil {
+			return err
 		}
-		w.newStarts++
-		return true
-	}); err != nil {
+	}
+	if err := w.starts(&b.load, own); err != nil {
+		return err
+	}
+	for i, d := range b.deliveries {
+		if err := w.starts(&d.load, lots[i]); err != nil {
+			return err
+		}
+	}
+	if err := w.mergeMet(); err != nil {
+		return err
+	}
+	if err := w.notes(b); err != nil {
 		return err
 	}
 	if err := w.addTallies(); err != nil {
@@ -255,158 +232,181 @@ func (w *writer) insertBatch(b batch) error {
 	return w.logChange()
 }
 
-// fold makes an identifier a cheap key of a map. Two that fall together cost no
-// more than the early row of a session that still runs.
-func fold(id []byte) uint64 {
-	return binary.BigEndian.Uint64(id[:8]) ^ binary.BigEndian.Uint64(id[8:])
+// lot is where the sessions of a load come from.
+type lot struct {
+	ids    []int64          // rows of the table binding for its binding numbers
+	origin int64            // who says that its sessions run; 0 if not known
+	node   string           // who delivers
+	lost   map[string]int64 // before when the sessions of a node are lost, ns
+	own    bool             // recorded here, not delivered
 }
 
-// count adds an ended session to its binding's totals.
-func (w *writer) count(r *record) {
-	t := &w.tallies[r.binding]
-	if t.ended == 0 {
-		w.touched = append(w.touched, r.binding)
-	}
-	t.ended++
-	t.up += int64(r.up)
-	t.down += int64(r.down)
-	t.last = max(t.last, r.start)
-}
-
-func (w *writer) addTallies() error {
-	for _, n := range w.touched {
-		t := &w.tallies[n]
-		if _, err := w.exec(`UPDATE binding SET ended = ended + ?, source_bytes = source_bytes + ?,
-			destination_bytes = destination_bytes + ?, last = max(last, ?) WHERE id = ?`,
-			t.ended, t.up, t.down, t.last, w.bindings[n]); err != nil {
-			return err
+func (w *writer) lots(deliveries []*delivery) (lots []lot, err error) {
+	var lost map[string]int64
+	for _, d := range deliveries {
+		l := lot{ids: make([]int64, len(d.keys)), node: d.node}
+		if d.starts.count > 0 {
+			if lost == nil {
+				if lost, err = w.lostNodes(); err != nil {
+					return nil, err
+				}
+			}
+			l.lost = lost
+			if d.node != "" {
+				if l.origin, err = w.node(d.node); err != nil {
+					return nil, err
+				}
+			}
 		}
+		lots = append(lots, l)
 	}
-	return nil
+	return lots, nil
 }
 
-// logChange tells followers what is new, and the next run that this one lived.
-func (w *writer) logChange() error {
-	if len(w.changed) == 0 {
-		return nil
-	}
-	seq, err := w.number("SELECT coalesce(max(seq), 0) FROM change")
-	if err != nil {
-		return err
-	}
-	now := time.Now().UnixNano()
-	if _, err := w.exec("INSERT INTO change (seq, at, sessions) VALUES (?, ?, ?)", seq+1, now, w.changed); err != nil {
-		return err
-	}
-	if _, err := w.exec("DELETE FROM change WHERE seq <= ?", seq+1-keptChanges); err != nil {
-		return err
-	}
-	_, err = w.exec("UPDATE recorder SET alive = ?", now)
-	return err
+// lostNodes returns the nodes of which Lost was told.
+func (w *writer) lostNodes() (map[string]int64, error) {
+	lost := make(map[string]int64)
+	err := w.conn.query("SELECT name, lost_before FROM reporter WHERE kind = 'node' AND lost_before > 0", nil,
+		func(values []any) error {
+			row := rowReader{values: values}
+			name := row.text()
+			lost[name] = row.number()
+			return row.err
+		})
+	return lost, err
 }
 
-// insertLane writes the records that keep accepts.
-func (w *writer) insertLane(l lane, keys []bindingKey, verb string, keep func(*record) bool) error {
-	var r record
-	rows := 0
+// isLost tells whether a session that is said to run was lost with its node.
+func (l *lot) isLost(r *record, k *bindingKey) (before int64, lost bool) {
+	before = max(l.lost[k.node], l.lost[l.node])
+	return before, r.start < before
+}
+
+func (w *writer) ends(l *load, from lot, remember bool) error {
+	return w.lane(l.ends, l.keys, from, func(r *record) bool {
+		if remember {
+			w.endedIDs.add(fold(r.id))
+		}
+		w.count(r, from.own)
+		return true
+	})
+}
+
+func (w *writer) starts(l *load, from lot) error {
+	return w.lane(l.starts, l.keys, from, func(r *record) bool {
+		if w.endedIDs.has(fold(r.id)) {
+			return false
+		}
+		r.end, r.reason = 0, byte(deception.EndNone) // whatever the caller's structure held
+		if before, lost := from.isLost(r, &l.keys[r.binding]); lost {
+			r.end, r.reason = before, byte(deception.EndLost)
+			w.count(r, from.own)
+			return true
+		}
+		r.origin = from.origin
+		w.running[fold(r.id)] = struct{}{}
+		w.began++
+		return true
+	})
+}
+
+// lane writes the sessions of a lane that keep accepts. It takes all of them for
+// new, which almost all are; the others wait in w.met.
+func (w *writer) lane(l lane, keys []bindingKey, from lot, keep func(*record) bool) error {
+	w.rows = w.rows[:0]
 	for _, c := range l.chunks {
 		for buf := c.buf; len(buf) > 0; {
-			buf = readRecord(buf, &r)
-			if !keep(&r) {
-				continue
-			}
-			binding, err := w.binding(r.binding, keys)
+			r := &w.rows[:len(w.rows)+1][len(w.rows)] // in its place, or not at all
+			buf = readRecord(buf, r)
+			id, err := w.binding(r.binding, keys, from)
 			if err != nil {
 				return err
 			}
-			fillRow(w.args[rows*sessionColumns:], &r, binding)
-			w.changed = append(w.changed, r.id...)
-			if rows++; rows == rowsPerInsert {
-				if err := w.insert(verb, rows); err != nil {
+			r.bindingID = id
+			r.flags = skew(r.id, r.start)
+			switch {
+			case !keep(r):
+				continue
+			case w.hasRow(r):
+				w.met = append(w.met, *r)
+				continue
+			}
+			w.rows = w.rows[:len(w.rows)+1]
+			if len(w.rows) == cap(w.rows) {
+				if err := w.insert(); err != nil {
 					return err
 				}
-				rows = 0
 			}
 		}
 	}
-	for i := range rows {
-		for j := range sessionColumns {
-			w.args[j].Value = w.args[i*sessionColumns+j].Value
-		}
-		if err := w.insert(verb, 1); err != nil {
-			return err
-		}
-	}
-	return nil
+	return w.insert()
 }
 
-// insert writes the first rows of w.args.
-func (w *writer) insert(verb string, rows int) error {
-	s, err := w.prepared(verb + placeholders[rows])
+// hasRow tells of an end whether its start was written, as far as is known.
+func (w *writer) hasRow(r *record) bool {
+	if r.end == 0 || len(w.running) == 0 {
+		return false
+	}
+	_, ok := w.running[fold(r.id)]
+	if ok {
+		delete(w.running, fold(r.id))
+	}
+	return ok
+}
+
+// insert writes w.rows.
+func (w *writer) insert() error {
+	if len(w.rows) == 0 {
+		return nil
+	}
+	met, err := w.conn.insert(w.rows)
 	if err != nil {
 		return err
 	}
-	_, err = s.ExecContext(context.Background(), w.args[:rows*sessionColumns])
-	return err
+	for i := range w.rows {
+		if len(met) > 0 && met[0] == i {
+			met = met[1:]
+			w.met = append(w.met, w.rows[i])
+			continue
+		}
+		w.changed = append(w.changed, w.rows[i].id...)
+	}
+	w.rows = w.rows[:0]
+	return nil
 }
 
-// placeholders holds "(?,...),(?,...)" for the numbers of rows in use.
-var placeholders = func() map[int]string {
-	row := "(" + strings.Repeat("?,", sessionColumns-1) + "?)"
-	return map[int]string{
-		1:             row,
-		rowsPerInsert: row + strings.Repeat(","+row, rowsPerInsert-1),
+// binding returns the row of the table binding for a binding number.
+func (w *writer) binding(n uint32, keys []bindingKey, from lot) (id int64, err error) {
+	if id = from.ids[n]; id != 0 {
+		return id, nil
 	}
-}()
-
-// fillRow sets the columns of the table session, in its order.
-func fillRow(args []driver.NamedValue, r *record, binding int64) {
-	args[0].Value = r.id
-	args[1].Value = r.start
-	args[2].Value = orNull(r.end != 0, r.end)
-	args[3].Value = binding
-	args[4].Value = column(r.source)
-	if r.same {
-		args[5].Value = int64(0)
-	} else {
-		args[5].Value = column(r.sourceNAT)
+	key := &keys[n]
+	if id = w.bindings[*key]; id == 0 {
+		if id, err = w.bindingRow(key); err != nil {
+			return 0, err
+		}
+		if len(w.bindings) == manyBindings {
+			clear(w.bindings)
+		}
+		w.bindings[*key] = id
 	}
-	args[6].Value = column(r.destination)
-	args[7].Value = column(r.destinationNAT)
-	args[8].Value = int64(r.up)
-	args[9].Value = int64(r.down)
-	args[10].Value = int64(r.mode)
-	args[11].Value = int64(r.reason)
-	args[12].Value = orNull(len(r.sourceHead) > 0, r.sourceHead)
-	args[13].Value = orNull(len(r.destinationHead) > 0, r.destinationHead)
+	from.ids[n] = id
+	return id, nil
 }
 
-func orNull[T any](present bool, v T) any {
-	if !present {
-		return nil
+func (w *writer) bindingRow(k *bindingKey) (int64, error) {
+	c := *k
+	cleanKey(&c)
+	args := []any{c.node, c.segment, c.decoy, c.service, int64(c.transport), string(c.path)}
+	const search = `SELECT id FROM binding WHERE node = $1 AND segment = $2 AND decoy = $3
+		AND service = $4 AND transport = $5 AND path = $6`
+	id, err := w.number(search, args...)
+	if err != nil || id != 0 {
+		return id, err
 	}
-	return v
-}
-
-// binding returns the database's id for a binding number of the queue.
-func (w *writer) binding(n uint32, keys []bindingKey) (int64, error) {
-	for len(w.bindings) <= int(n) {
-		w.bindings = append(w.bindings, 0)
-	}
-	if w.bindings[n] != 0 {
-		return w.bindings[n], nil
-	}
-	k := &keys[n]
-	id := []any{k.node, k.segment, k.decoy, k.service, int64(k.transport), string(k.path)}
-	if _, err := w.exec(`INSERT INTO binding (node, segment, decoy, service, transport, path)
-		VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`, id...); err != nil {
+	if _, err := w.conn.exec(`INSERT INTO binding (node, segment, decoy, service, transport, path)
+		VALUES ($1, $2, $3, $4, $5, $6)`, args...); err != nil {
 		return 0, err
 	}
-	row, err := w.number(`SELECT id FROM binding WHERE node = ? AND segment = ? AND decoy = ?
-		AND service = ? AND transport = ? AND path = ?`, id...)
-	if err != nil {
-		return 0, err
-	}
-	w.bindings[n] = row
-	return row, nil
+	return w.number(search, args...)
 }
