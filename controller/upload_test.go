@@ -1,0 +1,261 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/rpc"
+	"decoynet/internal/rpc/decoynetv1"
+	"decoynet/internal/store"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+)
+
+func session(n int, node, decoy string) *deception.Session {
+	start := time.Unix(1_700_000_000, 0).Add(time.Duration(n) * time.Millisecond)
+	return &deception.Session{
+		ID: deception.NewSessionID(start), Start: start, End: start.Add(time.Second), Node: node, Segment: deception.HostSegment,
+		Decoy: decoy, Service: "web", Transport: deception.TCP, Path: deception.PathRelay,
+		Source: addrPort("198.51.100.1:1024"), SourceNAT: addrPort("198.51.100.1:1024"),
+		Destination: addrPort("192.0.2.4:445"), DestinationNAT: addrPort("10.2.0.2:445"),
+		SourceBytes: uint64(n), Reason: deception.EndClientClosed,
+	}
+}
+
+func encoded(t testing.TB, m *decoynetv1.Record) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func sessionRecord(t testing.TB, s *deception.Session) []byte {
+	return encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_Session{Session: rpc.EncodeSession(s)}})
+}
+
+// Agents speak for themselves, ingress gateways for their agents too.
+func TestWhoseRecordsTheyAre(t *testing.T) {
+	s := newSite(t, options{})
+	s.apply(t, office)
+	for node, want := range map[string]string{"crm-1": "crm-1 crm-1 crm-1", "hq": "crm-2 hq crm-2"} {
+		_, c := s.join(t, node)
+		claimed, unsaid := session(1, "crm-2", "crm2"), session(2, "", "crm2")
+		event := &deception.Event{ID: deception.NewSessionID(time.Now()), Time: time.Now(), Kind: deception.EventClaimRefused, Node: "crm-2", Message: node}
+		_, err := c.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: [][]byte{
+			sessionRecord(t, claimed), sessionRecord(t, unsaid),
+			encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_Event{Event: rpc.EncodeEvent(event)}}),
+			encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: rpc.EncodeSourceSeen(&deception.SourceSeen{
+				Session: claimed.ID, SourceNAT: addrPort("198.51.100.1:9"), SourceMode: deception.SourcePortMoved,
+			})}}),
+		}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := s.store.batches[len(s.store.batches)-1]
+		if b.Node != node || len(b.Seen) != 1 || b.Seen[0].Session != claimed.ID {
+			t.Errorf("batch of %s: %+v", node, b)
+		}
+		if got := fmt.Sprint(b.Sessions[0].Node, " ", b.Sessions[1].Node, " ", b.Events[0].Node); got != want {
+			t.Errorf("records of %s are of %s, want %s", node, got, want)
+		}
+	}
+}
+
+// One bad record holds up nothing, and is not forgotten either.
+func TestBadRecords(t *testing.T) {
+	s := newSite(t, options{})
+	s.store.poison = map[string]bool{"poison": true}
+	_, c := s.join(t, "crm-1")
+	records := [][]byte{[]byte("garbage"), encoded(t, &decoynetv1.Record{}), sessionRecord(t, session(0, "", "poison"))}
+	var want []deception.SessionID
+	for i := range 20 {
+		v := session(i+1, "", "crm")
+		want = append(want, v.ID)
+		records = append(records, sessionRecord(t, v))
+		if i == 7 {
+			records = append(records, sessionRecord(t, session(100, "", "poison")))
+		}
+	}
+	if _, err := c.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: records})); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range want {
+		if _, ok := s.store.sessions[id]; !ok {
+			t.Errorf("session %s is lost", id)
+		}
+	}
+	if len(s.store.sessions) != len(want) {
+		t.Errorf("%d sessions", len(s.store.sessions))
+	}
+	got := s.store.eventsOf(deception.EventRecordRefused, "crm-1")
+	if len(got) != 1 || got[0].Message[:2] != "4 " {
+		t.Errorf("events %+v", got)
+	}
+	// Nothing but bad ones is acknowledged as well: they would come for ever.
+	if _, err := c.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: records[:3]})); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is not committed is not acknowledged.
+func TestUploadWaitsForTheStore(t *testing.T) {
+	s := newSite(t, options{})
+	_, c := s.join(t, "crm-1")
+	v := session(1, "", "crm")
+	up := func() error {
+		_, err := c.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: [][]byte{sessionRecord(t, v)}}))
+		return err
+	}
+	s.store.set(errors.New("disk full"))
+	refusedWith(t, up(), connect.CodeUnavailable, "disk full")
+	s.store.set(nil)
+	for range 2 { // the acknowledgement of the first was lost
+		if err := up(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(s.store.sessions) != 1 {
+		t.Errorf("%d sessions", len(s.store.sessions))
+	}
+}
+
+func TestUploadIsBounded(t *testing.T) {
+	s := newSite(t, options{})
+	_, c := s.join(t, "crm-1")
+	_, err := c.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: [][]byte{make([]byte, maxNodeBytes)}}))
+	refusedWith(t, err, connect.CodeResourceExhausted)
+}
+
+func TestHalves(t *testing.T) {
+	whole := store.Batch{Node: "n"}
+	for i := range 3 {
+		whole.Sessions = append(whole.Sessions, *session(i, "", ""))
+		whole.Seen = append(whole.Seen, deception.SourceSeen{SourceNAT: addrPort(fmt.Sprintf("192.0.2.1:%d", i+1))})
+		whole.Events = append(whole.Events, deception.Event{Message: fmt.Sprint(i)})
+	}
+	var singles int
+	var cut func(b store.Batch)
+	cut = func(b store.Batch) {
+		n := len(b.Sessions) + len(b.Seen) + len(b.Events)
+		if n == 1 {
+			singles++
+			return
+		}
+		first, second := halves(b)
+		if first.Node != "n" || second.Node != "n" {
+			t.Errorf("whose are %+v and %+v", first, second)
+		}
+		cut(first)
+		cut(second)
+	}
+	cut(whole)
+	if singles != 9 {
+		t.Errorf("%d records of 9", singles)
+	}
+}
+
+// With the real store behind it: sessions and events come back through the API.
+func TestListing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), store.FileName)
+	recorder, err := store.OpenRecorder(store.RecorderConfig{Path: path, Flush: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := recorder.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	reader, err := store.OpenReader(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Close() })
+	s := newSite(t, options{store: recorder, reader: reader})
+	_, node := s.join(t, "crm-1")
+	var records [][]byte
+	for i := range 10 {
+		records = append(records, sessionRecord(t, session(i, "", fmt.Sprint("decoy", i%2))))
+	}
+	for range 2 {
+		if _, err := node.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: records})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, name := s.user(t, "viewer")
+	sessions := func(m *decoynetv1.ListSessionsRequest) (out []uint64, err error) {
+		stream, err := c.ListSessions(within(t), connect.NewRequest(m))
+		if err != nil {
+			return nil, err
+		}
+		defer stream.Close()
+		for stream.Receive() {
+			v := stream.Msg().GetSession()
+			if v.GetNode() != "crm-1" {
+				t.Errorf("session of %s", v.GetNode())
+			}
+			out = append(out, v.GetSourceBytes())
+		}
+		return out, stream.Err()
+	}
+	for want, m := range map[string]*decoynetv1.ListSessionsRequest{
+		"[0 1 2 3 4 5 6 7 8 9]": {},
+		"[8 9]":                 {Limit: 2},
+		"[1 3 5 7 9]":           {Decoy: "decoy1", Segment: "host", Service: "web"},
+		"[]":                    {Source: "198.51.100.0/25", Decoy: "none"},
+		"[6 8]":                 {Source: "198.51.100.1", Decoy: "decoy0", Limit: 2},
+	} {
+		got, err := sessions(m)
+		if err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%v: %v, %v; want %s", m, got, err, want)
+		}
+	}
+	if _, err := sessions(&decoynetv1.ListSessionsRequest{Source: "nonsense"}); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("source nonsense: %v", err)
+	}
+
+	events, err := c.ListEvents(within(t), connect.NewRequest(&decoynetv1.ListEventsRequest{Node: "crm-1", Watch: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer events.Close()
+	var kinds []string
+	for !slices.Contains(kinds, string(deception.EventNodeRevoked)) {
+		if !events.Receive() {
+			t.Fatalf("events end after %v: %v", kinds, events.Err())
+		}
+		if kinds = append(kinds, events.Msg().GetEvent().GetKind()); len(kinds) == 1 {
+			s.revoke(t, "crm-1")
+		}
+	}
+	if kinds[0] != string(deception.EventNodeEnrolled) {
+		t.Errorf("events %v", kinds)
+	}
+
+	// A stream ends with its user.
+	watched, err := c.ListSessions(within(t), connect.NewRequest(&decoynetv1.ListSessionsRequest{Watch: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watched.Close()
+	for range 10 {
+		if !watched.Receive() {
+			t.Fatal(watched.Err())
+		}
+	}
+	if _, err := s.admin(t).DeleteUser(within(t), connect.NewRequest(&decoynetv1.DeleteUserRequest{Name: name})); err != nil {
+		t.Fatal(err)
+	}
+	for watched.Receive() {
+	}
+	refusedWith(t, watched.Err(), connect.CodeCanceled, "not valid any more")
+}
