@@ -10,10 +10,10 @@ SOAKTIME  ?= 5m
 SOAK      ?= sk_lookup,tproxy,relay-aliases
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# What must also build on Windows and macOS: the binary, whose commands about the
-# document and the record work there, and the packages under it. This is the one
-# list of it.
-PORTABLE := ./cmd/decoynet ./config ./deception ./internal/ecs ./internal/store
+# What must also build on Windows and macOS: the binary, which is an agent in listen
+# mode and a controller there, and the packages under it. This is the one list of it.
+PORTABLE := ./cmd/decoynet ./agent ./config ./controller ./deception ./internal/ecs ./internal/outbound ./internal/pki \
+	./internal/proxyheader ./internal/pump ./internal/registry ./internal/rpc/... ./internal/spool ./internal/store ./internal/tunnel
 
 CROSS_ALL      := linux/amd64 linux/arm64
 CROSS_PORTABLE := windows/amd64 darwin/arm64

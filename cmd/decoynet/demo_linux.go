@@ -23,9 +23,10 @@ func demoCommand() *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "The whole job on this machine: a network, decoys, an attack, and what the servers saw",
-		Long: "Builds an office network of namespaces on this machine, runs decoynet on its gateway, attacks the decoys\n" +
-			"with everyday tools, and compares what every server logged with what the intruder really used.\n" +
+		Short: "The whole job on this machine: two networks, decoys, attacks, and what the servers saw",
+		Long: "Builds an office network of namespaces on this machine, and a branch office behind NAT; runs decoynet on the\n" +
+			"office's gateway, enrols the branch's business server with it, attacks the decoys of both with everyday tools,\n" +
+			"and compares what every server logged with what the intruders really used.\n" +
 			"Ends with status 1 if any server saw a wrong address or anything failed. Nothing is left behind.",
 		Args: cobra.NoArgs,
 	}

@@ -7,59 +7,47 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
-	"time"
-
-	"github.com/spf13/cobra"
+	"slices"
 
 	"decoynet/config"
 	"decoynet/deception"
 	"decoynet/internal/doctor"
 )
 
-// doctorTimeout bounds all of the doctor's questions; on a machine with a few
-// segments they take some seconds.
-const doctorTimeout = 2 * time.Minute
+// kernelChecks looks at the kernel's roles of this machine: those of the document,
+// or of the decoynet that runs; without either, at the machine only.
+func kernelChecks(ctx context.Context, file, data string, dataGiven bool) ([]doctor.Finding, error) {
+	subject, err := doctorSubject(ctx, file, data, dataGiven)
+	if err != nil {
+		return nil, err
+	}
+	return examineKernel(ctx, subject)
+}
 
-func doctorCommand() *cobra.Command {
-	var file, data, output string
-	c := &cobra.Command{
-		Use:   "doctor",
-		Short: "Name the cause of what does not work here, and the command that mends it",
-		Long: "Name the cause of what does not work here, and the command that mends it.\n" +
-			"Looks at the kernel and its settings, asks the LAN whether frames pass and whether decoy addresses are free, and\n" +
-			"asks every service as an intruder would. Nothing is changed, and no server gets a connection to log.\n" +
-			"With the document of the decoynet that runs, or that of -c; without either, at the machine only.\n" +
-			"Exits with 1 where there is a problem.",
-		Args: cobra.NoArgs,
+// nodeKernelChecks looks at the kernel's roles that a controller gives this node. What
+// the node's own checks say already is left out.
+func nodeKernelChecks(ctx context.Context, data string, state *deception.State, running *status) ([]doctor.Finding, error) {
+	if !asked(state) {
+		return nil, nil
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "the document (default: that of the decoynet that runs)")
-	dataFlag(c, &data)
-	outputFlag(c, &output, "text", "json")
-	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		subject, err := doctorSubject(cmd.Context(), file, data, cmd.Flags().Changed("data"))
-		if err != nil {
-			return err
+	s := doctor.Subject{State: state, Data: data, Database: databasePath(data), Socket: socketPath(data)}
+	if running != nil {
+		var segments []doctor.RunningSegment
+		if err := json.Unmarshal(running.Segments, &segments); err != nil {
+			return nil, fmt.Errorf("read status: %w", err)
 		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), doctorTimeout)
-		defer cancel()
-		facts, err := doctor.Read(ctx, subject)
-		if err != nil {
-			return err
-		}
-		findings := doctor.Judge(facts)
-		write := doctor.WriteText
-		if output == "json" {
-			write = doctor.WriteJSON
-		}
-		if err := write(cmd.OutOrStdout(), findings); err != nil {
-			return err
-		}
-		if doctor.Problems(findings) > 0 {
-			return &exitError{1, errors.New("")} // all is said
-		}
-		return nil
+		s.Running = runningFacts(running, segments)
 	}
-	return c
+	findings, err := examineKernel(ctx, s)
+	return slices.DeleteFunc(findings, func(f doctor.Finding) bool { return f.Check == "data" || f.Check == "running" }), err
+}
+
+func examineKernel(ctx context.Context, s doctor.Subject) ([]doctor.Finding, error) {
+	facts, err := doctor.Read(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return doctor.Judge(facts), nil
 }
 
 // doctorSubject finds out what is to be looked at: the document given, or that

@@ -22,9 +22,9 @@ import (
 func getCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "get",
-		Short: "List sessions, decoys, services, segments",
+		Short: "List sessions, events, decoys, services, segments, nodes",
 	}
-	c.AddCommand(getSessionsCommand())
+	c.AddCommand(getSessionsCommand(), getEventsCommand(), getNodesCommand(), getAuditCommand())
 	for _, kind := range []string{"decoys", "services", "segments", "zones"} {
 		c.AddCommand(getObjectsCommand(kind))
 	}
@@ -33,7 +33,7 @@ func getCommand() *cobra.Command {
 
 // sessionFlags are the flags of `get sessions`.
 type sessionFlags struct {
-	data, output, since            string
+	data, store, output, since     string
 	watch, running                 bool
 	source, segment, decoy, server string
 	limit                          int
@@ -47,6 +47,7 @@ func getSessionsCommand() *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 	}
 	dataFlag(c, &f.data)
+	storeFlag(c, &f.store)
 	outputFlag(c, &f.output, "table", "json", "wide")
 	flags := c.Flags()
 	flags.StringVar(&f.since, "since", "", "sessions that ran at or after this: a duration back from now (90m, 2h30m, 7d) or a time (2026-01-31T15:04:05Z)")
@@ -62,7 +63,7 @@ func getSessionsCommand() *cobra.Command {
 		if err != nil {
 			return &exitError{2, err}
 		}
-		r, err := store.OpenReader(databasePath(f.data))
+		r, err := openReader(f.data, f.store)
 		if err != nil {
 			return err
 		}
@@ -70,6 +71,22 @@ func getSessionsCommand() *cobra.Command {
 		return f.list(cmd.Context(), cmd.OutOrStdout(), r, filter)
 	}
 	return c
+}
+
+// storeFlag adds --store.
+func storeFlag(c *cobra.Command, at *string) {
+	c.Flags().StringVar(at, "store", "", "where sessions are kept: postgres://..., or a file (default: in the data directory)")
+}
+
+// openReader opens the record of this machine.
+func openReader(data, at string) (*store.Reader, error) {
+	r, err := store.OpenReader(storePath(upOptions{data: data, store: at}))
+	if errors.Is(err, store.ErrNoStore) {
+		if id, _ := identityIfAny(data); id != nil {
+			return nil, fmt.Errorf("what node %s sees is recorded at its controller; ask there", id.Node())
+		}
+	}
+	return r, err
 }
 
 func (f *sessionFlags) filter(args []string, now time.Time) (store.Filter, error) {

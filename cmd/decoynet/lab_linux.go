@@ -97,8 +97,9 @@ func labExecCommand() *cobra.Command {
 		Use:   "exec MACHINE -- COMMAND...",
 		Short: "Run a command in a machine of the lab",
 		Long: "Runs a command in a machine of the lab, with this terminal, and ends with its exit status.\n" +
-			"Machines of the office: intruder, production, gw, linux, and lan (the switch, to watch the wire).",
-		Example: "  decoynet lab exec intruder -- nmap -sV 192.0.2.20-30\n" +
+			"Machines of the office: intruder, production, gw, linux, and lan (the switch, to watch the wire);\n" +
+			"of the branch office: b-intruder, crm, b-router, and branch (its switch).",
+		Example: "  decoynet lab exec intruder -- nmap -sV 192.0.2.21-30\n" +
 			"  decoynet lab exec gw -- decoynet get sessions --watch",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -118,7 +119,7 @@ func labExec(name, machine string, argv []string) error {
 		argv = argv[1:]
 	}
 	if len(argv) == 0 {
-		return &exitError{2, errors.New("no command to run; as in `decoynet lab exec intruder -- nmap 192.0.2.20`")}
+		return &exitError{2, errors.New("no command to run; as in `decoynet lab exec intruder -- nmap 192.0.2.21`")}
 	}
 	l, err := attach(name)
 	if err != nil {

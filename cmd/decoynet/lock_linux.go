@@ -20,8 +20,23 @@ type dataLock struct {
 	inNet net.Listener
 }
 
-// lockData makes the data directory where it is missing and locks it.
+// lockData locks the data directory and the machine's network.
 func lockData(data string) (*dataLock, error) {
+	l, err := lockDirectory(data)
+	if err != nil {
+		return nil, err
+	}
+	// An abstract socket's name belongs to the network namespace and is free
+	// again when its holder dies, however it dies.
+	if l.inNet, err = net.Listen("unix", "@decoynet"); err != nil {
+		l.release()
+		return nil, fmt.Errorf("another decoynet runs on this machine, with another data directory; only one can own its segments (`ss -xlp src @decoynet` names it): %w", err)
+	}
+	return l, nil
+}
+
+// lockDirectory makes the data directory where it is missing and locks it.
+func lockDirectory(data string) (*dataLock, error) {
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
@@ -38,21 +53,16 @@ func lockData(data string) (*dataLock, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// An abstract socket's name belongs to the network namespace and is free
-	// again when its holder dies, however it dies.
-	inNet, err := net.Listen("unix", "@decoynet")
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("another decoynet runs on this machine, with another data directory; only one can own its segments (`ss -xlp src @decoynet` names it): %w", err)
-	}
 	if err := f.Truncate(0); err == nil {
 		_, _ = fmt.Fprintln(f, os.Getpid())
 	}
-	return &dataLock{file: f, inNet: inNet}, nil
+	return &dataLock{file: f}, nil
 }
 
 func (l *dataLock) release() {
-	_ = l.inNet.Close()
+	if l.inNet != nil {
+		_ = l.inNet.Close()
+	}
 	_ = l.file.Close()
 }
 

@@ -63,7 +63,10 @@ func rootCommand() *cobra.Command {
 }
 
 func portableCommands() []*cobra.Command {
-	return []*cobra.Command{checkCommand(), getCommand(), statusCommand()}
+	return []*cobra.Command{
+		checkCommand(), upCommand(), reloadCommand(), statusCommand(), getCommand(),
+		controllerCommand(), joinCommand(), proxyCommand(), doctorCommand(), tokenCommand(), nodeCommand(), applyCommand(), diffCommand(), userCommand(),
+	}
 }
 
 // dataFlag adds --data.

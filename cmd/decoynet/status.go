@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"decoynet/agent"
 	"decoynet/deception"
 )
 
@@ -34,7 +35,37 @@ type status struct {
 	Decoys    []decoyStatus   `json:"decoys"`
 	Relay     relayStatus     `json:"relay"`
 	Recording recordingStatus `json:"recording"`
-	Problems  []string        `json:"problems,omitempty"`
+	// Listen is about decoys at the machine's own addresses, Gateways about the
+	// ingress gateways on other nodes that flows leave by, Controller about who
+	// says what is desired.
+	Listen     agent.ListenStatus  `json:"listen"`
+	Carried    agent.CourierStatus `json:"carried"` // to gateways on other nodes
+	Gateways   []linkStatus        `json:"gateways,omitempty"`
+	Ingress    json.RawMessage     `json:"ingress,omitempty"`
+	Egress     json.RawMessage     `json:"egress,omitempty"`
+	Egresses   json.RawMessage     `json:"egresses,omitempty"` // on other machines
+	Controller *controllerStatus   `json:"controller,omitempty"`
+	Problems   []string            `json:"problems,omitempty"`
+}
+
+// linkStatus is an ingress gateway as this node, or the controller, sees it.
+type linkStatus struct {
+	Name            string  `json:"name"`
+	Address         string  `json:"address,omitempty"`
+	Connected       bool    `json:"connected"`
+	RoundTripMillis float64 `json:"round_trip_ms,omitempty"`
+	Flows           int     `json:"flows,omitempty"`
+	Error           string  `json:"error,omitempty"`
+}
+
+type controllerStatus struct {
+	URL                string     `json:"url"`
+	Connected          bool       `json:"connected"`
+	Since              *time.Time `json:"since,omitempty"`
+	RoundTripMillis    float64    `json:"round_trip_ms,omitempty"`
+	ClockOffsetSeconds float64    `json:"clock_offset_s"` // that this machine's clock is ahead
+	CertificateExpires *time.Time `json:"certificate_expires,omitempty"`
+	Error              string     `json:"error,omitempty"`
 }
 
 type decoyStatus struct {
@@ -82,6 +113,10 @@ type recordingStatus struct {
 	FailingSince *time.Time `json:"failing_since,omitempty"`
 	LastError    string     `json:"last_error,omitempty"`
 	FileBytes    int64      `json:"file_bytes"`
+	// Waiting counts records in the spool that the controller has not
+	// acknowledged yet.
+	Waiting      uint64 `json:"waiting,omitempty"`
+	WaitingBytes uint64 `json:"waiting_bytes,omitempty"`
 }
 
 func statusCommand() *cobra.Command {

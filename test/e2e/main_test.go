@@ -203,6 +203,13 @@ type nodeStatus struct {
 		Name  string
 		Ports []struct{ Up bool }
 	}
+	Listen struct {
+		Ports []struct {
+			Port    string
+			Open    bool
+			Problem string
+		}
+	}
 	Relay struct {
 		Flows      int
 		Accepted   int
@@ -210,6 +217,7 @@ type nodeStatus struct {
 	}
 	Recording struct {
 		Queued, Written, Lost int
+		Waiting               int
 		LostStarts            int    `json:"lost_starts"`
 		FailingSince          string `json:"failing_since"`
 		LastError             string `json:"last_error"`

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"decoynet/agent"
+	"decoynet/deception"
+	"decoynet/gateway"
+	"decoynet/internal/health"
+	"decoynet/internal/kernel/firewall"
+	"decoynet/internal/kernel/route"
+	"decoynet/internal/pump"
+	"decoynet/internal/relay"
+)
+
+// localRoles are those that live in the kernel: segments, zones, and the
+// gateways, which need privileges. They are made when a desired state first
+// asks for one of them, so that an agent in listen mode runs without.
+type localRoles struct {
+	node *node
+	*kernelRoles
+}
+
+// kernelRoles are the roles once they are made.
+type kernelRoles struct {
+	engine  *relay.Engine
+	gateway *gateway.Gateway
+	zones   *gateway.Zones
+	agent   *agent.Agent
+	forward *agent.Forwarder
+	checker *health.Checker
+	links   *gateway.Links   // to egresses on other machines
+	egress  *gateway.Egress  // for ingress gateways on other machines
+	ingress *gateway.Ingress // for agents on other machines; nil without an identity
+}
+
+func newLocalRoles(n *node) *localRoles { return &localRoles{node: n} }
+
+// asked tells whether the state has anything for the kernel's roles.
+func asked(s *deception.State) bool { return len(s.Segments)+len(s.Zones) > 0 || s.HasGateway(s.Node) }
+
+func (l *localRoles) make() (err error) {
+	if err := checkCapabilities(); err != nil {
+		return err
+	}
+	n, k := l.node, &kernelRoles{}
+	l.kernelRoles = k
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close(context.Background()))
+		}
+	}()
+	k.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
+	k.links = gateway.NewLinks(gateway.LinksConfig{Changed: n.noteHealth, Log: n.cfg.log})
+	k.gateway = gateway.New(gateway.Config{Node: n.cfg.name, Recorder: n.cfg.recorder, Suspect: k.checker.Suspect, Links: k.links})
+	k.forward = agent.NewForwarder(n.cfg.name, n.courier)
+	if k.engine, err = relay.New(&handlers{node: n, gateway: k.gateway, forward: k.forward}, relay.Config{Loops: runtime.NumCPU()}); err != nil {
+		return err
+	}
+	if k.zones, err = gateway.NewZones(); err != nil {
+		return err
+	}
+	if k.agent, err = agent.New(agent.Config{Engine: k.engine, Recorder: n.cfg.recorder, Forwarded: n.courier.Up, Log: n.cfg.log}); err != nil {
+		return err
+	}
+	k.egress = gateway.NewEgress(k.gateway, gateway.EgressConfig{Ports: k.checker.States, Log: n.cfg.log})
+	k.ingress = gateway.NewIngress(k.gateway, gateway.IngressConfig{Identity: n.cfg.identity, Recorder: n.cfg.recorder, Up: k.up, Log: n.cfg.log})
+	return nil
+}
+
+// handlers has a flow carried by this machine's gateway, or where it has none,
+// to one on another node.
+type handlers struct {
+	node    *node
+	gateway *gateway.Gateway
+	forward *agent.Forwarder
+}
+
+func (h *handlers) Accept(f *relay.Flow) bool {
+	var to relay.Handler = h.gateway
+	if h.node.away.Load() {
+		to = h.forward
+	}
+	f.Value = to
+	return to.Accept(f)
+}
+
+func (h *handlers) Open(f *relay.Flow, last bool) (int, error) {
+	return f.Value.(relay.Handler).Open(f, last)
+}
+func (h *handlers) Opened(f *relay.Flow) { f.Value.(relay.Handler).Opened(f) }
+func (h *handlers) Close(f *relay.Flow)  { f.Value.(relay.Handler).Close(f) }
+
+// up tells whether a service's port is known to be open: asked by this machine,
+// or by the egress on another.
+func (k *kernelRoles) up(p health.Port) bool { return k.checker.Up(p) || k.links.Up(p) }
+
+// apply makes the kernel what is desired.
+//
+// The order keeps every midpoint safe: zones are contained before anything
+// leads into them, services are known to be up before their ports open, the
+// table knows a binding before its port opens, and flows that it leads elsewhere
+// or nowhere are ended while the decoy's address still stands to reset them from.
+func (l *localRoles) apply(ctx context.Context, want desired) error {
+	state := &want.state
+	if l.kernelRoles == nil {
+		if !asked(state) {
+			return nil
+		}
+		if err := l.make(); err != nil {
+			l.kernelRoles = nil
+			return fmt.Errorf("segments, zones and gateways of this machine: %w", err)
+		}
+	}
+	// What the document leaves to the machine: links that are found by their
+	// addresses. What is not found is a problem of that zone only.
+	resolved, err := state.OnMachine(interfaces())
+	state = &resolved
+	table := deception.NewTable(state)
+	errs := []error{err, l.zones.Apply(ctx, state)}
+	errs = append(errs, l.applyHostRoutes(ctx, state))
+	l.checker.Watch(ctx, health.PortsOf(state))
+	l.links.Watch(ctx, state)
+	l.gateway.KeepHeads(want.heads)
+	l.gateway.SetState(state, table)
+	l.forward.SetState(state)
+	l.engine.CloseFlows(misled(state, table), deception.EndUnbound)
+	errs = append(errs, l.agent.Apply(ctx, state, table, l.up))
+	errs = append(errs, l.applyHostRoutes(ctx, state)) // now with the links of the kernel path
+	errs = append(errs, l.egress.Apply(ctx, state), l.ingress.Apply(ctx, state, want.peers))
+	return errors.Join(errs...)
+}
+
+// interfaces are those of this machine.
+func interfaces() []deception.Interface {
+	list, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	var out []deception.Interface
+	for _, i := range list {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it went away
+		}
+		found := deception.Interface{Name: i.Name}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				found.Addresses = append(found.Addresses, p)
+			}
+		}
+		out = append(out, found)
+	}
+	return out
+}
+
+func (l *localRoles) applyHostRoutes(ctx context.Context, state *deception.State) error {
+	d := gateway.HostRoutes(state)
+	uplinks := l.agent.HostRoutes()
+	d.Routes = append(d.Routes, uplinks.Routes...)
+	d.Rules = append(d.Rules, uplinks.Rules...)
+	if _, err := route.Apply(ctx, l.zones.Host(), d); err != nil {
+		return fmt.Errorf("host routes: %w", err)
+	}
+	return nil
+}
+
+// misled tells of a flow whether the table leads it elsewhere, or nowhere. Flows
+// of segments that go are the agent's, which ends them with the segment.
+func misled(state *deception.State, table *deception.Table) func(*relay.Flow) bool {
+	return func(f *relay.Flow) bool {
+		s := &f.Session
+		if state.Tunnels() {
+			d := state.Decoy(s.Decoy)
+			return d == nil || d.Lookup(s.Transport, s.Destination.Port()) == nil
+		}
+		target, ok := table.Lookup(s.Segment, s.Transport, s.Destination)
+		if !ok {
+			return state.Segment(s.Segment) != nil
+		}
+		return target.Service.Name != s.Service || target.Decoy.Path != deception.PathRelay || target.Address != s.DestinationNAT
+	}
+}
+
+func (l *localRoles) refresh(ctx context.Context) error {
+	if l.kernelRoles == nil {
+		return nil
+	}
+	l.egress.NoteHealth()
+	l.ingress.NoteHealth()
+	return l.agent.Refresh(ctx, l.up)
+}
+
+// carry takes a flow of this machine's own addresses into this process's gateway.
+func (l *localRoles) carry(intruder pump.Stream, s *deception.Session, idle time.Duration) pump.Handle {
+	if l.kernelRoles == nil {
+		return nil
+	}
+	return l.ingress.Carry(intruder, s, idle)
+}
+
+func (l *localRoles) closeCarried(match func(*deception.Session) bool, reason deception.EndReason) {
+	if l.kernelRoles != nil {
+		l.ingress.CloseFlows(match, reason)
+	}
+}
+
+// decoyUp tells whether the service behind a port of a decoy is known to be up.
+func (l *localRoles) decoyUp(d *deception.Decoy, t deception.Transport, port uint16, ipv6 bool) bool {
+	return l.kernelRoles != nil && l.ingress.Up(d, t, port, ipv6)
+}
+
+func (l *localRoles) close(ctx context.Context) error {
+	k := l.kernelRoles
+	if k == nil {
+		return nil
+	}
+	k.checker.Close()
+	k.links.Close()
+	var errs []error
+	if k.ingress != nil {
+		errs = append(errs, k.ingress.Close(ctx))
+	}
+	if k.egress != nil {
+		errs = append(errs, k.egress.Close(ctx))
+	}
+	if k.agent != nil {
+		errs = append(errs, k.agent.Close(ctx))
+	}
+	if k.engine != nil {
+		errs = append(errs, k.engine.Close(ctx))
+	}
+	if k.zones != nil {
+		errs = append(errs, k.zones.Close(ctx))
+	}
+	return errors.Join(errs...)
+}
