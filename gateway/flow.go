@@ -63,10 +63,9 @@ func (g *Gateway) bind(s *deception.Session) (target deception.Target, idle time
 
 // Open dials the service as the intruder, or the egress that does so.
 func (g *Gateway) Open(f *relay.Flow, last bool) (fd int, err error) {
-	f.Prelude, f.Abortive = f.Prelude[:0], false
+	f.Prelude, f.Abortive = f.Prelude[:0], f.Session.Transport == deception.TCP
 	if egress, away := g.hop(f.Session.Service); away {
 		fd, f.Prelude, err = g.openHop(&f.Session, egress, f.Prelude)
-		f.Abortive = f.Session.Transport == deception.TCP
 		return fd, err
 	}
 	return g.services.open(&f.Session, last)
@@ -78,7 +77,9 @@ type dialer struct {
 	moved  atomic.Uint64 // flows that had to give up their source port
 }
 
-// open dials the service from the intruder's own address and port. Where a
+// open dials the service from the intruder's own address and port; over TCP the
+// socket is abortive (relay.Flow.Abortive), so that a service does not take the
+// death of this process for an intruder who has said all. Where a
 // closing connection still holds that port towards this service it asks to be
 // called again; on the last attempt it gives up the port, never the address,
 // and the session says so.
@@ -108,7 +109,15 @@ func (d *dialer) open(s *deception.Session, last bool) (int, error) {
 
 func (d *dialer) dial(s *deception.Session, source netip.AddrPort) (int, error) {
 	if s.Transport == deception.TCP {
-		return relay.Dial(unix.SOCK_STREAM, source, s.DestinationNAT)
+		fd, err := relay.Dial(unix.SOCK_STREAM, source, s.DestinationNAT)
+		if err != nil {
+			return -1, err
+		}
+		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+		return fd, nil
 	}
 	tuple := udpTuple{source, s.DestinationNAT}
 	if source.Port() != 0 && !d.tuples.take(tuple) {

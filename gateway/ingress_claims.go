@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/proxyheader"
 )
 
 // claims counts flows of agents that spoke for decoys which are not theirs, and
@@ -38,14 +39,18 @@ type claim struct {
 // of by the counter alone.
 const maxClaims = 1024
 
-// note counts one; name is the decoy that the agent named.
-func (c *claims) note(now time.Time, s *deception.Session, name string) {
+// note counts one; the header is what the agent of the session's node said.
+func (c *claims) note(now time.Time, s *deception.Session, h *proxyheader.Header) {
 	c.count.Add(1)
+	who := "node " + s.Node
+	if h.Node != s.Node {
+		who += fmt.Sprintf(", in the name of node %s,", h.Node)
+	}
 	e := deception.Event{
 		ID: deception.NewSessionID(now), Time: now, Kind: deception.EventClaimRefused, Node: s.Node, Segment: s.Segment,
-		Decoy: name, Session: s.ID, Source: s.Source, Destination: s.Destination,
-		Message: fmt.Sprintf("node %s brought a flow to %s %s in segment %s, which is no port of a decoy of its own; "+
-			"it was refused. Unless the document has just changed, look at that machine", s.Node, s.Transport, s.Destination, s.Segment),
+		Decoy: h.Decoy, Session: s.ID, Source: s.Source, Destination: s.Destination,
+		Message: fmt.Sprintf("%s brought a flow to %s %s in segment %s, which is no port of a decoy of its own; "+
+			"it was refused. Unless the document has just changed, look at that machine", who, s.Transport, s.Destination, s.Segment),
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

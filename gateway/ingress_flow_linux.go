@@ -51,6 +51,11 @@ func (in *Ingress) Serve(name string, stream *tunnel.Stream) {
 		in.refused.note(time.Now(), h.Source, h.Destination, "header", fmt.Sprintf("a flow of node %s was refused: %v", node, err))
 		return
 	}
+	if h.Node != node {
+		stream.Reset(deception.EndDenied)
+		in.claims.note(time.Now(), &s, &h)
+		return
+	}
 	f := &inflow{in: in, agent: pump.NewTunnel(stream)}
 	f.Session = s
 	if reason := in.bind(f, &h); reason != deception.EndNone {
@@ -97,8 +102,8 @@ func (in *Ingress) accept(name string, header []byte, datagrams bool) (deception
 		err = errors.New("the header is for no flow")
 	case datagrams != (h.Transport == deception.UDP):
 		err = fmt.Errorf("a flow over %s in a stream of another kind", h.Transport)
-	case h.Node != node:
-		err = fmt.Errorf("the header names node %q", h.Node)
+	case h.Node == "":
+		err = errors.New("the header names no node")
 	case h.Session[6]>>4 != 7 || h.Session[8]>>6 != 2:
 		err = fmt.Errorf("session identifier %s is no UUID of version 7", h.Session)
 	case !unicast(h.Source) || !unicast(h.Destination):
@@ -164,7 +169,7 @@ func (in *Ingress) unbound(f *inflow, h *proxyheader.Header) deception.EndReason
 	if h == nil {
 		return deception.EndUnbound // withdrawn in this moment
 	}
-	in.claims.note(time.Now(), s, h.Decoy)
+	in.claims.note(time.Now(), s, h)
 	return deception.EndDenied
 }
 

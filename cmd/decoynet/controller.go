@@ -9,7 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"sync"
 	"time"
 
@@ -114,7 +114,7 @@ func openPlane(o upOptions, doc *config.Document, at netip.AddrPort, urls []stri
 		retention = doc.Options.Retention
 	}
 	if len(p.urls) == 0 {
-		p.urls = defaultURLs(at)
+		p.urls = defaultURLs(at, doc)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -203,19 +203,31 @@ func writeAccessWord(data string, l net.Listener, pin string) error {
 }
 
 // defaultURLs are what a machine can say of itself: its listening address, or
-// where that is any, its addresses.
-func defaultURLs(at netip.AddrPort) []string {
+// where that is any, its addresses but those at its zones' bridges, which are for
+// services only.
+func defaultURLs(at netip.AddrPort, doc *config.Document) []string {
 	if !at.Addr().IsUnspecified() {
 		return []string{"https://" + at.String()}
 	}
 	var urls []string
 	for _, a := range machineAddresses() {
-		urls = append(urls, "https://"+net.JoinHostPort(a, strconv.Itoa(int(at.Port()))))
+		if address, err := netip.ParseAddr(a); err == nil && !inZone(doc, address) {
+			urls = append(urls, "https://"+netip.AddrPortFrom(address, at.Port()).String())
+		}
 	}
 	if len(urls) == 0 {
-		urls = []string{"https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(int(at.Port())))}
+		urls = []string{"https://" + netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port()).String()}
 	}
 	return urls
+}
+
+func inZone(doc *config.Document, a netip.Addr) bool {
+	if doc == nil {
+		return false
+	}
+	return slices.ContainsFunc(doc.State.Zones, func(z deception.Zone) bool {
+		return slices.ContainsFunc(z.Subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 }
 
 // upController runs a node with the controller inside: the document is desired

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -24,7 +25,7 @@ func proxyCommand() *cobra.Command {
 			if proxy == "none" {
 				proxy = ""
 			} else if proxy == "" {
-				return &exitError{2, fmt.Errorf("the proxy is empty; a URL as http://proxy.example.com:3128, or none")}
+				return &exitError{2, errors.New("the proxy is empty; a URL as http://proxy.example.com:3128, or none")}
 			}
 			if _, err := outbound.New(proxy); err != nil {
 				return &exitError{2, err}

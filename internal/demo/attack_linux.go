@@ -21,10 +21,11 @@ import (
 	"decoynet/internal/lab"
 )
 
-// attack is the intruder at work. Each of its steps is done with a tool that
+// attack is an intruder at work. Each of its steps is done with a tool that
 // every intruder has, where there is one.
 type attack struct {
 	stage *Stage
+	from  *lab.Machine
 	plan  *plan
 	card  *witness
 
@@ -79,7 +80,7 @@ func (a *attack) ping(ctx context.Context) (string, error) {
 	targets := append(a.ends(deception.PathRelay), a.ends(deception.PathKernel)...)
 	var errs []error
 	for _, target := range targets {
-		if _, err := a.stage.Intruder.Run(ctx, "ping", "-n", "-c1", "-W2", target.String()); err != nil {
+		if _, err := a.from.Run(ctx, "ping", "-n", "-c1", "-W2", target.String()); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -105,7 +106,7 @@ func (a *attack) curl(ctx context.Context) (string, error) {
 // curlOne fetches a page, which says whom the server saw; curl itself says what
 // it used.
 func (a *attack) curlOne(ctx context.Context, scheme string, to netip.AddrPort) error {
-	out, err := a.stage.Intruder.Run(ctx, "curl", "-sSgk", "-m", "5",
+	out, err := a.from.Run(ctx, "curl", "-sSgk", "-m", "5",
 		"-w", `used %{local_ip} %{local_port} %{http_code}\n`, scheme+"://"+to.String()+"/")
 	if err != nil {
 		return err
@@ -173,7 +174,7 @@ func (a *attack) dialFrom(ctx context.Context, to netip.AddrPort) (net.Conn, err
 	}
 	dialer.SetMultipathTCP(false)
 	var conn net.Conn
-	err := a.stage.Intruder.Do(func() (err error) {
+	err := a.from.Do(func() (err error) {
 		conn, err = dialer.DialContext(ctx, "tcp", to.String())
 		return err
 	})
@@ -199,64 +200,69 @@ func (a *attack) askPage(conn net.Conn, to netip.AddrPort) error {
 	}, peerIn(string(answer)))
 }
 
+// What the intruder leaves at one decoy, to be found at others.
+const redisKey, redisValue = "intruder-was-here", "at-this-decoy"
+
 func (a *attack) redis(ctx context.Context) (string, error) {
-	const key, value = "intruder-was-here", "at-this-decoy"
 	targets := a.ends(deception.PathRelay)
-	var errs []error
-	for i, target := range targets {
-		ask := "GET " + key
-		if i == 0 {
-			ask = "SET " + key + " " + value
-		}
-		to := netip.AddrPortFrom(target, 6379)
-		out, v, err := a.witnessed(ctx, "redis-cli", to, ask+"\nCLIENT INFO\n", "redis-cli", "-h", target.String())
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		answer, info, _ := strings.Cut(out, "\n")
-		if want := []string{"OK", value}[min(i, 1)]; answer != want {
-			errs = append(errs, fmt.Errorf("redis at %s answered %q to %s; expected %q", to, answer, ask, want))
-		}
-		var said netip.AddrPort
-		for _, word := range strings.Fields(info) {
-			if text, ok := strings.CutPrefix(word, "addr="); ok {
-				said, _ = netip.ParseAddrPort(text) // zero fails in met
-			}
-		}
-		errs = append(errs, a.met(v, said))
+	errs := []error{a.redisOne(ctx, targets[0], "SET "+redisKey+" "+redisValue, "OK")}
+	for _, target := range targets[1:] {
+		errs = append(errs, a.redisOne(ctx, target, "GET "+redisKey, redisValue))
 	}
 	return fmt.Sprintf("set at %s, read at %d other decoys", targets[0], len(targets)-1), errors.Join(errs...)
 }
 
+// redisOne asks something of which it knows the answer, and then whom the server
+// sees.
+func (a *attack) redisOne(ctx context.Context, target netip.Addr, ask, want string) error {
+	to := netip.AddrPortFrom(target, 6379)
+	out, v, err := a.witnessed(ctx, "redis-cli", to, ask+"\nCLIENT INFO\n", "redis-cli", "-h", target.String())
+	if err != nil {
+		return err
+	}
+	answer, info, _ := strings.Cut(out, "\n")
+	var said netip.AddrPort
+	for _, word := range strings.Fields(info) {
+		if text, ok := strings.CutPrefix(word, "addr="); ok {
+			said, _ = netip.ParseAddrPort(text) // zero fails in met
+		}
+	}
+	err = a.met(v, said)
+	if answer != want {
+		err = errors.Join(fmt.Errorf("redis at %s answered %q to %s; expected %q", to, answer, ask, want), err)
+	}
+	return err
+}
+
 func (a *attack) ssh(ctx context.Context) (string, error) {
 	var errs []error
-	var names []string
-	for i, target := range a.ends(deception.PathRelay) {
-		to := netip.AddrPortFrom(target, []uint16{22, 2222}[i%2])
-		args := append(a.stage.SSH.ClientArgs(to), "echo said $SSH_CONNECTION; hostname")
-		out, v, err := a.witnessed(ctx, "ssh", to, "", "ssh", args...)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		said := wordsAfter(out, "said")
-		if len(said) != 4 {
-			errs = append(errs, fmt.Errorf("ssh to %s answered %q", to, out))
-			continue
-		}
-		seen, _ := endpoint(said[0], said[1]) // zero fails in met
-		errs = append(errs, a.met(v, seen))
-		names = append(names, to.String())
+	targets := a.ends(deception.PathRelay)
+	for i, target := range targets {
+		errs = append(errs, a.sshOne(ctx, netip.AddrPortFrom(target, []uint16{22, 2222}[i%2])))
 	}
-	return fmt.Sprintf("%d log-ins, on ports 22 and 2222", len(names)), errors.Join(errs...)
+	return fmt.Sprintf("%d log-ins, on ports 22 and 2222", len(targets)), errors.Join(errs...)
+}
+
+// sshOne logs in and asks the shell whom sshd sees.
+func (a *attack) sshOne(ctx context.Context, to netip.AddrPort) error {
+	args := append(a.stage.SSH.ClientArgs(to), "echo said $SSH_CONNECTION; hostname")
+	out, v, err := a.witnessed(ctx, "ssh", to, "", "ssh", args...)
+	if err != nil {
+		return err
+	}
+	said := wordsAfter(out, "said")
+	if len(said) != 4 {
+		return fmt.Errorf("ssh to %s answered %q", to, out)
+	}
+	seen, _ := endpoint(said[0], said[1]) // zero fails in met
+	return a.met(v, seen)
 }
 
 // witnessed runs a client that makes one connection but cannot say from which
 // port: the intruder's card can.
 func (a *attack) witnessed(ctx context.Context, tool string, to netip.AddrPort, input, name string, args ...string) (string, visit, error) {
 	mark := a.card.mark()
-	cmd := a.stage.Intruder.Command(ctx, name, args...)
+	cmd := a.from.Command(ctx, name, args...)
 	var stderr strings.Builder
 	cmd.Stdin, cmd.Stderr = strings.NewReader(input), &stderr
 	out, err := cmd.Output()
@@ -294,7 +300,7 @@ func (a *attack) snmp(ctx context.Context) (string, error) {
 }
 
 func (a *attack) snmpOne(ctx context.Context, to netip.AddrPort) error {
-	conn, err := a.stage.Intruder.Dial(ctx, "udp", to.String())
+	conn, err := a.from.Dial(ctx, "udp", to.String())
 	if err != nil {
 		return err
 	}

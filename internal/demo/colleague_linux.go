@@ -7,14 +7,15 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"decoynet/internal/lab"
 )
 
-// colleague is somebody who works with the production host all the while, over
-// one connection that must not break, and from the decoy host itself, whose own
-// network is no less production.
+// colleague is somebody who works with a server of production all the while, over
+// one connection that must not break: in the office from the decoy host itself,
+// whose own network is no less production.
 type colleague struct {
 	stop context.CancelFunc
 	done chan struct{}
@@ -30,14 +31,14 @@ const (
 	colleaguePatience = 2 * time.Second // with an answer
 )
 
-func work(ctx context.Context, from *lab.Machine, with netip.Addr) *colleague {
+func work(ctx context.Context, from *lab.Machine, with netip.AddrPort) *colleague {
 	ctx, stop := context.WithCancel(ctx)
 	c := &colleague{stop: stop, done: make(chan struct{})}
 	go c.work(ctx, from, with)
 	return c
 }
 
-func (c *colleague) work(ctx context.Context, from *lab.Machine, with netip.Addr) {
+func (c *colleague) work(ctx context.Context, from *lab.Machine, with netip.AddrPort) {
 	defer close(c.done)
 	connections := 0
 	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -81,12 +82,12 @@ func get(ctx context.Context, client *http.Client, url string) (string, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("read production's page: %w", err)
+		return "", fmt.Errorf("read the page of production: %w", err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return "", fmt.Errorf("read production's page: %w", err)
+		return "", fmt.Errorf("read the page of production: %w", err)
 	}
 	return resp.Status + "\n" + string(body), nil
 }
@@ -95,4 +96,13 @@ func get(ctx context.Context, client *http.Client, url string) (string, error) {
 func (c *colleague) leave() {
 	c.stop()
 	<-c.done
+}
+
+// complaints returns what went wrong; to be called when the colleague has left.
+func (c *colleague) complaints() []string {
+	faults := slices.Clone(c.faults)
+	if c.answers == 0 {
+		faults = append(faults, "nobody worked with it")
+	}
+	return faults
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,9 +88,11 @@ type show struct {
 	plan    *plan
 	stage   *Stage
 	scene   scene
-	card    *witness
-	attack  *attack
-	worker  *colleague
+	cards   []*witness // of the intruder in the office, and of the one in the branch
+	attacks []*attack  // likewise
+	worker  *colleague // in the office
+	clerk   *colleague // in the branch
+	contested
 	before  map[string]string // snapshots of the machines, by name
 	log     string            // decoynet's, when it has ended
 	summary Summary
@@ -108,7 +112,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 	s.screen = &screen{w: o.Out, colour: o.Colour, began: time.Now()}
 	s.summary.OK = true
 	var err error
-	if s.plan, err = readPlan(Document); err != nil {
+	if s.plan, err = readPlan(Document, branchHosts()); err != nil {
 		return s.summary, err
 	}
 	s.summary.Decoys = len(s.plan.addresses(""))
@@ -142,17 +146,25 @@ var errKept = errors.New("the person has seen enough")
 
 // play runs the demo up to the judgement.
 func (s *show) play(ctx context.Context) error {
-	s.screen.say("%s", s.screen.paint(bold, "decoynet demo")+": an office network in namespaces of this machine, decoys in it, an intruder,")
-	s.screen.say("and what the real servers behind the decoys then say whom they saw.")
+	s.screen.say("%s", s.screen.paint(bold, "decoynet demo")+": an office and a branch office in namespaces of this machine, decoys in both, an")
+	s.screen.say("intruder in each, and what the real servers behind the decoys then say whom they saw.")
 	s.screen.title("Set up")
 	if err := s.setUp(ctx); err != nil {
+		return err
+	}
+	s.screen.title("The branch office's business server becomes a node")
+	if err := s.becomeNode(ctx); err != nil {
 		return err
 	}
 	s.screen.title("The network")
 	s.screen.say("%s", strings.TrimRight(draw(s.scene), "\n"))
 
 	s.screen.title("The intruder at work")
-	if err := s.attackAll(ctx); err != nil {
+	if err := s.attackAll(ctx, "", s.attacks[0].steps()); err != nil {
+		return err
+	}
+	s.screen.title("The other one, in the branch office")
+	if err := s.attackAll(ctx, "branch: ", s.attacks[1].branchSteps()); err != nil {
 		return err
 	}
 	if err := s.judge(ctx); err != nil {
@@ -182,7 +194,8 @@ func (s *show) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.worker = work(context.WithoutCancel(ctx), s.stage.Gateway, lab.OfficeProduction.V4)
+	s.worker = work(context.WithoutCancel(ctx), s.stage.Gateway, netip.AddrPortFrom(lab.OfficeProduction.V4, 80))
+	s.clerk = work(context.WithoutCancel(ctx), s.stage.Branch.Router, netip.AddrPortFrom(lab.BranchServer.V4, crmPort))
 	s.screen.step("note how the machines are configured")
 	if err := s.stage.Settle(ctx); err != nil {
 		return fmt.Errorf("wait for the network to settle: %w", err)
@@ -191,12 +204,19 @@ func (s *show) setUp(ctx context.Context) error {
 		return err
 	}
 	s.screen.result("to compare with afterwards", nil)
-	if s.card, err = watchCard(s.stage.Intruder, "eth0", lab.OfficeIntruder.V4, lab.OfficeIntruder.V6); err != nil {
+	for m, at := range s.intruders() {
+		card, err := watchCard(m, "eth0", at.V4, at.V6)
+		if err != nil {
+			return err
+		}
+		s.cards = append(s.cards, card)
+		s.attacks = append(s.attacks, &attack{stage: s.stage, from: m, plan: s.plan, card: card})
+	}
+	s.screen.step("start decoynet on gw")
+	if err := s.misprint(); err != nil {
 		return err
 	}
-	s.attack = &attack{stage: s.stage, plan: s.plan, card: s.card}
-	s.screen.step("start decoynet on gw")
-	if err := s.stage.Up(ctx); err != nil {
+	if err := s.stage.upGateway(ctx); err != nil {
 		return err
 	}
 	if s.spoil != nil {
@@ -218,12 +238,20 @@ func (s *show) setUp(ctx context.Context) error {
 	return nil
 }
 
+// intruders yields where each sits, the one in the office first.
+func (s *show) intruders() iter.Seq2[*lab.Machine, lab.Pair] {
+	return func(yield func(*lab.Machine, lab.Pair) bool) {
+		_ = yield(s.stage.Intruder, lab.OfficeIntruder) && yield(s.stage.Branch.Intruder, lab.BranchIntruder)
+	}
+}
+
 // stepPatience bounds one step of the attack.
 const stepPatience = 30 * time.Second
 
-// attackAll takes every step, also after one that failed.
-func (s *show) attackAll(ctx context.Context) error {
-	for _, step := range s.attack.steps() {
+// attackAll takes every step, also after one that failed. The summary names it
+// with the place in front.
+func (s *show) attackAll(ctx context.Context, place string, steps []attackStep) error {
+	for _, step := range steps {
 		s.screen.step(step.name)
 		began := time.Now()
 		limited, cancel := context.WithTimeout(ctx, stepPatience)
@@ -233,7 +261,7 @@ func (s *show) attackAll(ctx context.Context) error {
 			return ctx.Err()
 		}
 		s.screen.result(says, err)
-		sum := StepSummary{Name: step.name, OK: err == nil, Says: says, Seconds: time.Since(began).Seconds()}
+		sum := StepSummary{Name: place + step.name, OK: err == nil, Says: says, Seconds: time.Since(began).Seconds()}
 		if err != nil {
 			sum.Says, s.summary.OK = err.Error(), false
 		}
@@ -249,7 +277,10 @@ const recordPatience = 10 * time.Second
 // judge collects all records and says what is to be said about them.
 func (s *show) judge(ctx context.Context) error {
 	s.screen.step("read the logs, and decoynet's sessions")
-	lost := s.card.settle()
+	var lost error
+	for _, card := range s.cards {
+		lost = errors.Join(lost, card.settle())
+	}
 	var e evidence
 	var servers []serverVerdict
 	var accepted int
@@ -260,7 +291,8 @@ func (s *show) judge(ctx context.Context) error {
 		}
 		servers = judgeServers(e)
 		accepted, faults = judgeSessions(e)
-		all := faults
+		_, _, all := judgeOutpost(e, branchOutpost())
+		all = append(all, faults...)
 		for _, v := range servers {
 			all = append(all, v.Faults...)
 		}
@@ -293,7 +325,10 @@ func (s *show) judge(ctx context.Context) error {
 
 // collect reads the witnesses.
 func (s *show) collect(ctx context.Context) (evidence, error) {
-	e := evidence{Card: s.card.seen(), Visits: s.attack.visits}
+	e := evidence{
+		Card:   s.cards[0].seen().with(s.cards[1].seen()),
+		Visits: slices.Concat(s.attacks[0].visits, s.attacks[1].visits),
+	}
 	var err error
 	if e.Sessions, err = s.stage.sessions(ctx); err != nil {
 		return e, err
@@ -362,7 +397,7 @@ func (s *show) oneConnection(servers []serverVerdict) {
 // and of the one that it must not.
 func (s *show) snapshots(ctx context.Context) (map[string]string, error) {
 	var group errgroup.Group
-	machines := []*lab.Machine{s.stage.Gateway, s.stage.Linux, s.stage.Production}
+	machines := []*lab.Machine{s.stage.Gateway, s.stage.Linux, s.stage.Production, s.stage.Branch.Server}
 	texts := make([]string, len(machines))
 	for i, m := range machines {
 		group.Go(func() (err error) {

@@ -91,12 +91,16 @@ func TestDemo(t *testing.T) {
 	}
 	text := stderr.String()
 	for _, want := range []string{
-		"2001:db8:2::66", "192.0.2.20-.65 .100-.199", // the drawing
-		"277 connections from port 4000", "200 hosts up (3 are real), 686 ports open",
-		"192.0.2.200:80           kernel  192.0.2.66:", // a session beside the server's own log
+		"2001:db8:2::66", "192.0.2.21-.65 .100-.199", "80 443 6379 2222 161/udp", // the drawing
+		"decoynet token create --node crm-1", "decoynet join https://192.0.2.5:7443 --token", "node crm-1 now",
+		"port 8443/tcp of decoy crm is in use", "crm-1  converged",
+		"276 connections from port 4000", "200 hosts up (4 are real), 682 ports open", "8 decoy ports open",
+		"-> 198.51.100.10:80          crm-1   198.51.100.66:",
+		"192.0.2.200:80            kernel  192.0.2.66:", // a session beside the server's own log
 		`"GET / HTTP/1.1" 200`,
 		"ok    nginx", "ok    redis", "ok    sshd", "ok    udp",
 		"ok    sessions", "ok    addresses", "ok    production", "ok    decoynet", "ok    host",
+		"ok    branch", "ok    nodes", "ok    crm",
 		"PASS in ",
 	} {
 		if !strings.Contains(text, want) {
@@ -113,10 +117,10 @@ func TestDemo(t *testing.T) {
 	if err := json.Unmarshal(stdout.Bytes(), &s); err != nil {
 		t.Fatalf("%v: %s", err, stdout.String())
 	}
-	if !s.OK || s.Interrupted || s.Decoys != 277 || s.Accepted < 900 || s.Sessions < s.Accepted || len(s.Steps) != 7 {
+	if !s.OK || s.Interrupted || s.Decoys != 276 || s.Accepted < 900 || s.Sessions < s.Accepted || len(s.Steps) != 12 {
 		t.Errorf("summary: %s", stdout.String())
 	}
-	least := map[string]int{"nginx": 285, "redis": 150, "sshd": 4, "udp": 4}
+	least := map[string]int{"nginx": 288, "redis": 151, "sshd": 6, "udp": 6}
 	for _, v := range s.Servers {
 		if v.Peers < least[v.Server] || v.Matched != v.Peers {
 			t.Errorf("server: %+v", v)
@@ -141,8 +145,8 @@ func TestSpoilt(t *testing.T) {
 			_, err := s.Gateway.Run(ctx, "nft", `
 				add table inet spoil
 				add chain inet spoil post { type nat hook postrouting priority 100; }
-				add rule inet spoil post oifname br-linux ip saddr 192.0.2.0/24 masquerade
-				add rule inet spoil post oifname br-linux ip6 saddr 2001:db8:2::/64 masquerade`)
+				add rule inet spoil post oifname br-linux ip saddr { 192.0.2.0/24, 198.51.100.0/24 } masquerade
+				add rule inet spoil post oifname br-linux ip6 saddr 2001:db8::/32 masquerade`)
 			return err
 		},
 	})
@@ -157,7 +161,7 @@ func TestSpoilt(t *testing.T) {
 	text := out.String()
 	for _, want := range []string{
 		"nginx saw 10.1.0.1:", "nginx saw [fd00:1::1]:", "redis saw 10.1.0.1:", "sshd saw 10.1.0.1:",
-		"but udp has not logged that peer", "but the service answered that it sees 10.1.0.1:", "\nFAIL after ",
+		"but udp has not logged that peer", "nginx has not seen 198.51.100.66", "but the service answered that it sees 10.1.0.1:", "\nFAIL after ",
 		// The rules are still there when decoynet has gone.
 		"gw: new: table inet spoil {",
 	} {
@@ -275,8 +279,10 @@ func TestLab(t *testing.T) {
 		{"standard input", in("linux", "cat"), "from outside", "from outside", 0},
 		{"without --", []string{"lab", "exec", "--name", name, "production", "ls", "-d", "/run/bin"}, "", "/run/bin\n", 0},
 		{"decoynet's status", in("gw", "decoynet", "status"), "", "ready  node gw", 0},
-		{"an intruder's tool", in("intruder", "nmap", "-n", "-sV", "-p22", "192.0.2.20"), "", "OpenSSH", 0},
-		{"its session", in("gw", "decoynet", "get", "sessions"), "", "192.0.2.20:22 ", 0},
+		{"an intruder's tool", in("intruder", "nmap", "-n", "-sV", "-p22", "192.0.2.21"), "", "OpenSSH", 0},
+		{"its session", in("gw", "decoynet", "get", "sessions"), "", "192.0.2.21:22 ", 0},
+		{"the nodes", in("gw", "decoynet", "get", "nodes"), "", "crm-1  converged", 0},
+		{"an intruder in the branch", in("b-intruder", "curl", "-sS", "198.51.100.10"), "", "peer 198.51.100.66 ", 0},
 		{"reload", in("gw", "decoynet", "reload"), "", "applied revision", 0},
 		{"the switch", in("lan", "ip", "-br", "link", "show", "br0"), "", "br0", 0},
 		{"the list", []string{"lab", "list"}, "", name + " ", 0},

@@ -15,27 +15,39 @@ import (
 //go:embed office.yaml
 var Document []byte
 
+// mistake is a line that somebody wrote by mistake at the end of the document:
+// at that port stands a service of the business server's own.
+const mistake = "      - {ports: [8443], service: web, target: 443}\n"
+
 // plan answers what the document promises an intruder.
 type plan struct {
 	state deception.State
 	table *deception.Table
+	// hosts are the addresses of nodes whose decoys stand at the machine's own
+	// addresses, with the node's name: the document need not know them.
+	hosts map[netip.Addr]string
 }
 
-func readPlan(document []byte) (*plan, error) {
+func readPlan(document []byte, hosts map[netip.Addr]string) (*plan, error) {
 	doc, err := config.Parse("office.yaml", document)
 	if err != nil {
 		return nil, fmt.Errorf("read the demo's document: %w", err)
 	}
-	return &plan{state: doc.State, table: deception.NewTable(&doc.State)}, nil
+	return &plan{state: doc.State, table: deception.NewTable(&doc.State), hosts: hosts}, nil
+}
+
+// node tells whether the document has a node of that name.
+func (p *plan) node(name string) bool {
+	return slices.ContainsFunc(p.state.Nodes, func(n deception.Node) bool { return n.Name == name })
 }
 
 // addresses returns the decoy addresses of one path (of all with an empty one),
-// in the document's order.
+// in the document's order. Addresses of machines are none.
 func (p *plan) addresses(path deception.Path) []netip.Addr {
 	var out []netip.Addr
 	for i := range p.state.Decoys {
 		d := &p.state.Decoys[i]
-		if path != "" && d.Path != path {
+		if d.Segment == deception.HostSegment || path != "" && d.Path != path {
 			continue
 		}
 		for _, r := range d.Addresses {
@@ -55,6 +67,13 @@ func (p *plan) decoys(like netip.Addr) []netip.Addr {
 // service returns the name of the service that the decoy's port leads to, ""
 // where nothing is bound.
 func (p *plan) service(t deception.Transport, decoy netip.AddrPort) string {
+	if node, ok := p.hosts[decoy.Addr()]; ok {
+		target, ok := p.table.Lookup(deception.SegmentKey(node, deception.HostSegment), t, decoy)
+		if !ok {
+			return ""
+		}
+		return target.Service.Name
+	}
 	for i := range p.state.Segments {
 		if target, ok := p.table.Lookup(p.state.Segments[i].Name, t, decoy); ok {
 			return target.Service.Name

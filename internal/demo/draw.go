@@ -23,6 +23,12 @@ type scene struct {
 	Decoys               []decoyGroup
 	DecoysAt             string // the Ethernet address of all decoys
 	Remark               string // beside the gateway
+
+	Branch              string // name
+	BranchPrefix        []netip.Prefix
+	BranchIntruder, CRM host
+	Inside, Outside     host         // the router's cards in the branch and in the LAN
+	BranchDecoys        []decoyGroup // at the business server's own addresses
 }
 
 type host struct {
@@ -34,6 +40,7 @@ type host struct {
 
 type decoyGroup struct {
 	Addresses []deception.AddrRange
+	Ports     string // where the addresses are a machine's own
 	Services  string
 	Path      string
 }
@@ -74,7 +81,8 @@ func (c *canvas) String() string {
 const (
 	intruderAt   = 2
 	productionAt = 21
-	decoysAt     = 40
+	routerAt     = 41 // the line from the branch through its router to the LAN
+	decoysAt     = 44
 	trunkAt      = 56 // the line from the LAN through the gateway to the zone
 	rightEdge    = 98
 )
@@ -82,17 +90,21 @@ const (
 // draw draws the network.
 func draw(s scene) string {
 	var c canvas
+	top := s.drawBranch(&c)
 	y := max(
-		c.column(intruderAt, 0, s.Intruder.lines()...),
-		c.column(productionAt, 0, s.Production.lines()...),
-		c.column(decoysAt, 0, s.decoyLines()...),
+		c.column(intruderAt, top, s.Intruder.lines()...),
+		c.column(productionAt, top, s.Production.lines()...),
+		c.column(decoysAt, top, s.decoyLines()...),
 	)
+	for line := top; line <= y; line++ {
+		c.put(routerAt, line, "|")
+	}
 	for _, x := range []int{intruderAt + 4, productionAt + 4} {
 		c.put(x, y, "|")
 	}
 	c.put(trunkAt, y, ":")
 	c.put(0, y+1, wire(s.LAN, s.LANPrefix))
-	for _, x := range []int{intruderAt + 4, productionAt + 4, trunkAt} {
+	for _, x := range []int{intruderAt + 4, productionAt + 4, routerAt, trunkAt} {
 		c.put(x, y+1, "+")
 	}
 	y = c.column(trunkAt, y+2, "|", "|")
@@ -112,6 +124,29 @@ func draw(s scene) string {
 		c.column(x, y+4, append(v.lines(), v.Ports)...)
 	}
 	return c.String()
+}
+
+// drawBranch draws the branch office above the LAN, down to its router's card
+// there, and returns the line behind.
+func (s scene) drawBranch(c *canvas) int {
+	lines := []string{"decoys: free ports of crm's own addresses"}
+	for _, g := range s.BranchDecoys {
+		lines = append(lines, g.Ports, g.Services)
+	}
+	y := max(
+		c.column(intruderAt, 0, s.BranchIntruder.lines()...),
+		c.column(productionAt, 0, append(s.CRM.lines(), s.CRM.Ports)...),
+		c.column(decoysAt, 0, append(lines, "decoynet, listening as an ordinary user")...),
+	)
+	c.put(0, y+1, wire(s.Branch, s.BranchPrefix))
+	for _, x := range []int{intruderAt + 4, productionAt + 4} {
+		c.put(x, y, "|")
+		c.put(x, y+1, "+")
+	}
+	c.put(routerAt, y+1, "+")
+	c.column(routerAt, y+2, "| "+joined(s.Inside.Addrs), "", "| "+joined(s.Outside.Addrs))
+	c.put(routerAt-len(s.Outside.Name)/2, y+3, s.Outside.Name+"  translates: the office sees this address only")
+	return y + 5
 }
 
 // wire is a network from edge to edge, with its name and prefixes at the end.
@@ -203,18 +238,35 @@ func joined(addrs []netip.Addr) string {
 	return strings.Join(parts, "  ")
 }
 
-// decoyGroups returns the document's decoys for the drawing.
+// decoyGroups returns the document's decoys in networks for the drawing.
 func (p *plan) decoyGroups() []decoyGroup {
+	return p.groups(func(d *deception.Decoy) bool { return d.Segment != deception.HostSegment })
+}
+
+// hostDecoys returns the decoys at the node's own addresses.
+func (p *plan) hostDecoys(node string) []decoyGroup {
+	return p.groups(func(d *deception.Decoy) bool { return d.Segment == deception.HostSegment && d.Node == node })
+}
+
+func (p *plan) groups(of func(*deception.Decoy) bool) []decoyGroup {
 	var out []decoyGroup
 	for i := range p.state.Decoys {
 		d := &p.state.Decoys[i]
-		var services []string
+		if !of(d) {
+			continue
+		}
+		var services, ports []string
 		for _, b := range d.Bind {
 			if !slices.Contains(services, b.Service) {
 				services = append(services, b.Service)
 			}
+			for _, r := range b.Ports {
+				ports = append(ports, strings.TrimSuffix(r.String(), "/tcp"))
+			}
 		}
-		out = append(out, decoyGroup{Addresses: d.Addresses, Services: strings.Join(services, " "), Path: string(d.Path)})
+		out = append(out, decoyGroup{
+			Addresses: d.Addresses, Ports: strings.Join(ports, " "), Services: strings.Join(services, " "), Path: string(d.Path),
+		})
 	}
 	return out
 }

@@ -44,7 +44,7 @@ func addrs(list ...string) []netip.Addr {
 }
 
 func TestDraw(t *testing.T) {
-	p, err := readPlan(Document)
+	p, err := readPlan(Document, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,6 +52,13 @@ func TestDraw(t *testing.T) {
 	got := draw(scene{
 		LAN: "lan", LANPrefix: []netip.Prefix{prefix("192.0.2.0/24"), prefix("2001:db8:2::/64")},
 		Zone: "linux", ZonePrefix: []netip.Prefix{prefix("10.1.0.0/24"), prefix("fd00:1::/64")},
+		Branch: "branch", BranchPrefix: []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:51::/64")},
+		BranchIntruder: host{Name: "b-intruder", Addrs: addrs("198.51.100.66", "2001:db8:51::66"), MAC: "02:00:00:00:05:66"},
+		CRM:            host{Name: "crm", Addrs: addrs("198.51.100.10", "2001:db8:51::10"), MAC: "02:00:00:00:05:10", Ports: "its own: 8080 8443"},
+		Inside:         host{Name: "b-router", Addrs: addrs("198.51.100.1", "2001:db8:51::1")},
+		Outside:        host{Name: "b-router", Addrs: addrs("192.0.2.20")},
+		BranchDecoys:   p.hostDecoys("crm-1"),
+
 		Intruder:   host{Name: "intruder", Addrs: addrs("192.0.2.66", "2001:db8:2::66"), MAC: "02:00:00:00:00:66"},
 		Production: host{Name: "production", Addrs: addrs("192.0.2.10", "2001:db8:2::10"), MAC: "02:00:00:00:00:10"},
 		Gateway:    host{Name: "gw", Addrs: addrs("192.0.2.5", "2001:db8:2::5")},
@@ -123,6 +130,23 @@ func TestColourOnlyWhereWanted(t *testing.T) {
 		s.verdict("name", "says", []string{"fault"})
 		if got := strings.Contains(out.String(), "\x1b["); got != colour {
 			t.Errorf("with colour %v: %q", colour, out.String())
+		}
+	}
+}
+
+// TestCommand shows a long command as a shell would take it back.
+func TestCommand(t *testing.T) {
+	var out bytes.Buffer
+	s := &screen{w: &out, began: time.Now()}
+	line := "decoynet join https://192.0.2.5:7443 --token dcn_" + strings.Repeat("a", 45) + " --pin sha256:" + strings.Repeat("0", 64)
+	s.command("crm", "$", line)
+	typed := strings.ReplaceAll(strings.TrimPrefix(strings.TrimSpace(out.String()), "crm$ "), "\\\n", " ")
+	if diff := cmp.Diff(strings.Fields(line), strings.Fields(typed)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for text := range strings.Lines(out.String()) {
+		if len(text) > 101 {
+			t.Errorf("wider than 100 columns: %q", text)
 		}
 	}
 }

@@ -14,12 +14,12 @@ import (
 
 // server tells a server's verdict.
 func (s *show) server(v serverVerdict) {
-	says := fmt.Sprintf("saw %d peers: each an address and port of the intruder's, each with its session", v.Peers)
+	says := fmt.Sprintf("saw %d peers: each an address and port of an intruder's, each with its session", v.Peers)
 	if v.Peers == 0 {
 		v.Faults = append(v.Faults, v.Name+" has logged nobody")
 	}
 	if len(v.Faults) > 0 {
-		says = fmt.Sprintf("saw %d peers, of which %d are the intruder's and have their session", v.Peers, v.Matched)
+		says = fmt.Sprintf("saw %d peers, of which %d are an intruder's and have their session", v.Peers, v.Matched)
 	}
 	s.screen.verdict(v.Name, says, v.Faults)
 	s.summary.OK = s.summary.OK && len(v.Faults) == 0
@@ -46,7 +46,7 @@ func (s *show) others(ctx context.Context, e evidence, accepted int, faults []st
 	} else if st.Recording.Lost > 0 {
 		faults = append(faults, fmt.Sprintf("decoynet says that it lost %d sessions", st.Recording.Lost))
 	}
-	s.check("sessions", fmt.Sprintf("the intruder's card saw decoys accept %d connections; %d are recorded", accepted, len(e.Sessions)), faults)
+	s.check("sessions", fmt.Sprintf("the intruders' cards saw decoys accept %d connections; %d are recorded", accepted, len(e.Sessions)), faults)
 
 	o := s.scene.owners(s.plan, e.Card.claims)
 	free, faults := judgeOwners(o)
@@ -54,10 +54,7 @@ func (s *show) others(ctx context.Context, e evidence, accepted int, faults []st
 		len(o.Decoys), len(o.Machines), free), faults)
 
 	s.worker.leave()
-	faults = slices.Clone(s.worker.faults)
-	if s.worker.answers == 0 {
-		faults = append(faults, "nobody worked with it")
-	}
+	faults = s.worker.complaints()
 	peers, err := s.stage.ProductionWeb.Peers()
 	if err != nil {
 		faults = append(faults, err.Error())
@@ -74,6 +71,7 @@ func (s *show) others(ctx context.Context, e evidence, accepted int, faults []st
 	faults = append(faults, changes(s.before["production"], after)...)
 	s.check("production", fmt.Sprintf("undisturbed: %d requests over one connection, slowest %.1f ms; unchanged",
 		s.worker.answers, s.worker.slowest.Seconds()*1000), faults)
+	s.branch(ctx, e)
 }
 
 // changes returns the first lines in which two snapshots differ.
@@ -98,12 +96,14 @@ func changes(before, after string) []string {
 func (s *show) strike(before []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	if s.worker != nil {
-		s.worker.leave()
+	for _, c := range []*colleague{s.worker, s.clerk} {
+		if c != nil {
+			c.leave()
+		}
 	}
 	var errs []error
-	if s.card != nil {
-		errs = append(errs, s.card.Close())
+	for _, card := range s.cards {
+		errs = append(errs, card.Close())
 	}
 	var faults []string
 	if s.stage != nil && len(s.before) > 0 { // else there is nothing to compare with
@@ -111,7 +111,7 @@ func (s *show) strike(before []string) error {
 			faults = append(faults, err.Error())
 		}
 		faults = append(faults, s.remains(ctx)...)
-		s.check("decoynet", "stopped; gw and linux are as they were before it started", faults)
+		s.check("decoynet", "stopped on gw and crm; they and linux are as they were before it started", faults)
 	}
 	faults = nil
 	if s.stage != nil { // else NewStage has removed what it had made
@@ -145,7 +145,7 @@ func (s *show) remains(ctx context.Context) []string {
 			return err
 		}
 		faults = nil
-		for _, name := range []string{"gw", "linux"} {
+		for _, name := range []string{"gw", "linux", "crm"} {
 			for _, c := range changes(s.before[name], after[name]) {
 				faults = append(faults, name+": "+c)
 			}
@@ -184,7 +184,7 @@ func (s *show) failed() []string {
 
 // pass tells that all is well.
 func (s *show) pass() {
-	s.screen.say("\n%s in %.1f s: every server saw the intruder's own address and port.",
+	s.screen.say("\n%s in %.1f s: every server saw the intruders' own addresses and ports.",
 		s.screen.paint(green, "PASS"), s.summary.Seconds)
 }
 
@@ -232,6 +232,7 @@ func (s *show) lastWords() {
 var tools = []struct{ program, pkg string }{
 	{"ip", "iproute2"},
 	{"nsenter", "util-linux"},
+	{"setpriv", "util-linux"},
 	{"nft", "nftables"},
 	{"bpftool", "bpftool"},
 	{"nginx", "nginx-light"},

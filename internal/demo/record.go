@@ -76,3 +76,13 @@ func (r *record) clone() record {
 	}
 	return out
 }
+
+// with returns the record of both cards. Who answers for an address is told by
+// r's network alone.
+func (r record) with(other record) record {
+	out := r.clone()
+	out.own = slices.Concat(r.own, other.own)
+	out.began = append(out.began, other.began...)
+	maps.Copy(out.stage, other.stage)
+	return out
+}

@@ -19,7 +19,7 @@ var scanned = []string{"22", "80", "443", "6379", "8080"}
 
 // scan looks at the whole LAN and holds what nmap found against the document.
 func (a *attack) scan(ctx context.Context) (string, error) {
-	out, err := a.stage.Intruder.Run(ctx, "nmap", "-n", "-sT", "-T4", "--min-parallelism", "64",
+	out, err := a.from.Run(ctx, "nmap", "-n", "-sT", "-T4", "--min-parallelism", "64",
 		"-p", strings.Join(scanned, ","), "-oG", "-", lab.OfficeLAN4.String())
 	if err != nil {
 		return "", err
@@ -28,9 +28,9 @@ func (a *attack) scan(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	machines := []netip.Addr{lab.OfficeGateway.V4, lab.OfficeProduction.V4, lab.OfficeIntruder.V4}
+	machines := []netip.Addr{lab.OfficeGateway.V4, lab.OfficeProduction.V4, lab.OfficeIntruder.V4, lab.BranchOutside}
 	errs, open := a.plan.checkScan(hosts, machines)
-	return fmt.Sprintf("%d hosts up (3 are real), %d ports open", len(hosts), open), errors.Join(errs...)
+	return fmt.Sprintf("%d hosts up (%d are real), %d ports open", len(hosts), len(machines), open), errors.Join(errs...)
 }
 
 // checkScan returns where the scan differs from what the document promises, and
@@ -61,6 +61,25 @@ func (p *plan) checkScan(hosts map[netip.Addr]map[uint16]string, machines []neti
 	for a := range hosts {
 		if !slices.Contains(decoys, a) && !slices.Contains(machines, a) {
 			errs = append(errs, fmt.Errorf("%s is up, and is nobody's", a))
+		}
+	}
+	return errs, open
+}
+
+// checkHostScan holds the scan of a node that has decoys at its own address
+// against the document and the ports of the machine's own.
+func (p *plan) checkHostScan(target netip.Addr, ports map[uint16]string, own []uint16) (errs []error, open int) {
+	for port, state := range ports {
+		want := "closed"
+		switch {
+		case slices.Contains(own, port):
+			want = "open"
+		case p.service(deception.TCP, netip.AddrPortFrom(target, port)) != "":
+			want = "open"
+			open++
+		}
+		if state != want {
+			errs = append(errs, fmt.Errorf("port %d of %s is %s, not %s", port, target, state, want))
 		}
 	}
 	return errs, open

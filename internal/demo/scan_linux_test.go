@@ -37,7 +37,7 @@ Host: 192.0.2.10 (production)	Status: Up
 }
 
 func TestCheckScan(t *testing.T) {
-	p, err := readPlan(Document)
+	p, err := readPlan(Document, branchHosts())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,11 +53,11 @@ func TestCheckScan(t *testing.T) {
 		return hosts
 	}
 	errs, open := p.checkScan(found(), machines)
-	if len(errs) > 0 || open != 146*4+51*2 {
+	if len(errs) > 0 || open != 145*4+51*2 {
 		t.Errorf("a true scan: %d open, %v", open, errs)
 	}
 	for want, change := range map[string]func(map[netip.Addr]map[uint16]string){
-		"decoy 192.0.2.20 is not up":                         func(h map[netip.Addr]map[uint16]string) { delete(h, addr("192.0.2.20")) },
+		"decoy 192.0.2.21 is not up":                         func(h map[netip.Addr]map[uint16]string) { delete(h, addr("192.0.2.21")) },
 		"machine 192.0.2.10 is not up":                       func(h map[netip.Addr]map[uint16]string) { delete(h, machines[0]) },
 		"192.0.2.99 is up, and is nobody's":                  func(h map[netip.Addr]map[uint16]string) { h[addr("192.0.2.99")] = nil },
 		"port 80 of decoy 192.0.2.250 is filtered, not open": func(h map[netip.Addr]map[uint16]string) { h[addr("192.0.2.250")][80] = "filtered" },
@@ -109,5 +109,31 @@ func TestCommandEnv(t *testing.T) {
 	want := map[string]string{"HOME": "/root", "PATH": "/run/bin:/bin:/sbin"}
 	if !maps.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func TestCheckHostScan(t *testing.T) {
+	p, err := readPlan(Document, branchHosts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, own := lab.BranchServer.V4, []uint16{crmPort, crmAdminPort}
+	found := func() map[uint16]string {
+		return map[uint16]string{22: "closed", 80: "open", 443: "open", 2222: "open", 6379: "open", crmPort: "open", crmAdminPort: "open"}
+	}
+	if errs, open := p.checkHostScan(target, found(), own); len(errs) > 0 || open != 4 {
+		t.Errorf("a true scan: %d open, %v", open, errs)
+	}
+	for want, change := range map[string]func(map[uint16]string){
+		"port 80 of 198.51.100.10 is closed, not open":   func(ports map[uint16]string) { ports[80] = "closed" },
+		"port 22 of 198.51.100.10 is open, not closed":   func(ports map[uint16]string) { ports[22] = "open" },
+		"port 8080 of 198.51.100.10 is closed, not open": func(ports map[uint16]string) { ports[crmPort] = "closed" },
+	} {
+		ports := found()
+		change(ports)
+		errs, _ := p.checkHostScan(target, ports, own)
+		if got := fmt.Sprint(errs); got != "["+want+"]" {
+			t.Errorf("%s, want [%s]", got, want)
+		}
 	}
 }

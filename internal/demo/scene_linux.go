@@ -39,7 +39,8 @@ func card(ctx context.Context, m *lab.Machine, nic string) (host, error) {
 
 // scene reads what the drawing shows.
 func (s *Stage) scene(ctx context.Context, p *plan) (scene, error) {
-	sc := scene{LAN: "lan", Zone: "linux"}
+	sc := scene{LAN: "lan", Zone: "linux", Branch: "branch"}
+	sc.BranchPrefix = []netip.Prefix{lab.BranchLAN4, lab.BranchLAN6}
 	sc.LANPrefix = []netip.Prefix{lab.OfficeLAN4, lab.OfficeLAN6}
 	sc.ZonePrefix = []netip.Prefix{lab.OfficeZone4, lab.OfficeZone6}
 	var errs []error
@@ -49,6 +50,9 @@ func (s *Stage) scene(ctx context.Context, p *plan) (scene, error) {
 		return h
 	}
 	sc.Intruder, sc.Production, sc.Gateway = read(s.Intruder, "eth0"), read(s.Production, "eth0"), read(s.Gateway, "eth0")
+	sc.BranchIntruder, sc.CRM = read(s.Branch.Intruder, "eth0"), read(s.Branch.Server, "eth0")
+	sc.Outside, sc.Inside = read(s.Branch.Router, "eth0"), read(s.Branch.Router, "eth1")
+	sc.CRM.Ports = fmt.Sprintf("its own: %d %d", crmPort, crmAdminPort)
 	sc.Bridge = read(s.Gateway, s.Zone.Bridge())
 	sc.Bridge.Name = s.Zone.Bridge()
 	zone := read(s.Linux, "eth0")
@@ -74,7 +78,7 @@ func (s *Stage) scene(ctx context.Context, p *plan) (scene, error) {
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return sc, fmt.Errorf("look at the network: %w", err)
 	}
-	sc.Decoys = p.decoyGroups()
+	sc.Decoys, sc.BranchDecoys = p.decoyGroups(), p.hostDecoys(crmNode)
 	for _, g := range st.Segments {
 		sc.DecoysAt = "all at " + g.MAC
 		sc.Remark = "decoynet, steering by " + g.Steering
@@ -102,7 +106,7 @@ func (sc *scene) owners(p *plan, claims map[netip.Addr][]mac) owners {
 			o.All = append(o.All, a)
 		}
 	}
-	for _, h := range []host{sc.Gateway, sc.Production} {
+	for _, h := range []host{sc.Gateway, sc.Production, sc.Outside} {
 		for _, a := range h.Addrs {
 			// Nobody needed the machines' IPv6 addresses.
 			if a.Is4() || len(claims[a]) > 0 {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"decoynet/deception"
 )
 
 // screen is what a person reads: plain lines, in a pipe as on a terminal, where
@@ -52,6 +54,29 @@ func (s *screen) title(text string) {
 
 func (s *screen) clock() string {
 	return s.paint(faint, fmt.Sprintf("%6.1f s", time.Since(s.began).Seconds()))
+}
+
+// command shows what a person types on a machine, and where it was long, folded
+// as a shell takes it.
+func (s *screen) command(at, prompt, line string) {
+	const width = 84
+	shown := s.paint(faint, fmt.Sprintf("%6s%s", at, prompt))
+	for len(line) > width {
+		cut := strings.LastIndexByte(line[:width], ' ')
+		if cut <= 0 {
+			break
+		}
+		s.say("  %s %s \\", shown, s.paint(bold, line[:cut]))
+		shown, line = strings.Repeat(" ", 7), "   "+line[cut:]
+	}
+	s.say("  %s %s", shown, s.paint(bold, line))
+}
+
+// printed shows what a command answered.
+func (s *screen) printed(text string) {
+	for line := range strings.Lines(strings.TrimSpace(text)) {
+		s.say("          %s", strings.TrimRight(line, " \n"))
+	}
 }
 
 // note tells of something that is done.
@@ -111,7 +136,7 @@ func (s *screen) verdict(name, says string, faults []string) {
 // listing writes a server's visits: on the left what decoynet has recorded, on
 // the right what the server's own log says.
 func (s *screen) listing(v serverVerdict) {
-	const left = 66
+	const left = 69
 	line := func(recorded, logged string) { s.say("  %-*s  %s", left, recorded, logged) }
 	s.say("\n  %s", s.paint(faint, fmt.Sprintf("%-*s  %s", left, "decoynet get sessions --service "+v.Service, v.Name+"'s own log")))
 	for _, r := range v.Rows {
@@ -140,7 +165,7 @@ func (s *screen) listing(v serverVerdict) {
 		case logged < rest:
 			says = fmt.Sprintf("%d the same, the others gone without a word", logged)
 		}
-		line(fmt.Sprintf("... %d of the port scan", rest), says)
+		line(fmt.Sprintf("... %d of the port scans", rest), says)
 	}
 	if strange := v.Peers - v.Matched; strange > 0 {
 		line("", s.paint(red, fmt.Sprintf("%d that are not the intruder's", strange)))
@@ -184,7 +209,11 @@ func (r row) recorded() string {
 	if r.Session == nil {
 		return fmt.Sprintf("%s from %s: NOT RECORDED", r.Tool, r.Source)
 	}
-	return fmt.Sprintf("%s %-22s -> %-24s %s", r.Session.Start.Format("15:04:05"), r.Session.Source, r.Session.Destination, r.Session.Path)
+	way := r.Session.Path
+	if r.Session.Segment == deception.HostSegment {
+		way = r.Session.Node // it came through the node's own address
+	}
+	return fmt.Sprintf("%s %-24s -> %-25s %s", r.Session.Start.Format("15:04:05"), r.Session.Source, r.Session.Destination, way)
 }
 
 // same tells whether the server saw what the intruder used.

@@ -23,14 +23,18 @@ const LabName = "demo"
 // by name.
 const commandDir = "/run/bin"
 
-// Stage is the office network with decoynet on its gateway.
+// Stage is the office network with decoynet on its gateway, and a branch office
+// with decoynet on its business server.
 type Stage struct {
 	lab.Topology
+	Branch   lab.Branch
+	CRM      *lab.Server // the business server's own
 	Lab      *lab.Lab
 	Document string // path of the document that decoynet runs by
 
 	binary  string
-	process *lab.Process // nil before Up
+	process *lab.Process // on gw, nil before Up
+	agent   *lab.Process // on crm, nil before Up
 	stopped bool
 }
 
@@ -42,18 +46,24 @@ type StageConfig struct {
 	Progress func(string) // is told what has been done
 }
 
-// NewStage builds the office network with its servers; decoynet does not run
-// yet.
+// NewStage builds the networks with their servers; decoynet does not run yet.
 func NewStage(ctx context.Context, cfg StageConfig) (*Stage, error) {
 	if err := checkTools(); err != nil {
 		return nil, err
+	}
+	if cfg.Progress == nil {
+		cfg.Progress = func(string) {}
 	}
 	l, top, err := lab.Office(ctx, cfg.Name, cfg.Progress)
 	if err != nil {
 		return nil, fmt.Errorf("build the network: %w", err)
 	}
 	s := &Stage{Topology: top, Lab: l, Document: cfg.Document, binary: cfg.Binary}
-	if err := s.furnish(ctx); err != nil {
+	err = s.addBranch(ctx, cfg.Progress)
+	if err == nil {
+		err = s.furnish(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("build the network: %w", err), l.Close())
 	}
 	return s, nil
@@ -82,23 +92,32 @@ func (s *Stage) furnish(ctx context.Context) error {
 	}
 	// Without the directory on the host there is nothing to mount over but the
 	// one above it.
-	_, err := s.Gateway.Run(ctx, "sh", "-ec", `
+	for _, m := range []*lab.Machine{s.Gateway, s.Branch.Server} {
+		_, err := m.Run(ctx, "sh", "-ec", `
 		at=`+dataDir+`
 		[ -d $at ] || at=$(dirname $at)
 		mount -t tmpfs -o mode=755,size=256m decoynet-lab-data $at`)
-	if err != nil {
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.furnishCRM(ctx); err != nil {
 		return err
 	}
 	if s.Document == "" {
 		s.Document = filepath.Join(s.Gateway.Dir(), "office.yaml")
 		return os.WriteFile(s.Document, Document, 0o644)
 	}
+	var err error
 	s.Document, err = filepath.Abs(s.Document)
 	return err
 }
 
 func (s *Stage) machines() []*lab.Machine {
-	return []*lab.Machine{s.Gateway, s.Intruder, s.Production, s.Linux}
+	return []*lab.Machine{
+		s.Gateway, s.Intruder, s.Production, s.Linux,
+		s.Branch.Router, s.Branch.Server, s.Branch.Intruder,
+	}
 }
 
 // Settle waits until the kernel has finished what it does by itself when links
@@ -145,9 +164,21 @@ type nodeStatus struct {
 	Recording struct{ Queued, Lost int }
 }
 
-// Up starts decoynet and returns when it says that it is ready and that every
-// service is up.
+// Up starts decoynet on gw and, where the document names it, on the branch's
+// business server, and returns when all is as it should be.
 func (s *Stage) Up(ctx context.Context) error {
+	if err := s.upGateway(ctx); err != nil {
+		return err
+	}
+	if err := s.enrol(ctx); err != nil {
+		return fmt.Errorf("make crm the node %s: %w", crmNode, err)
+	}
+	return nil
+}
+
+// upGateway starts decoynet on gw and returns when it says that it is ready and
+// that every service is up.
+func (s *Stage) upGateway(ctx context.Context) error {
 	var err error
 	if s.process, err = s.Gateway.Start(s.binary, "up", "-c", s.Document); err != nil {
 		return err
@@ -230,7 +261,11 @@ func (s *Stage) Down(ctx context.Context) error {
 		return nil
 	}
 	s.stopped = true
-	return s.process.Stop(ctx)
+	var err error
+	if s.agent != nil { // first, so that its last records arrive
+		err = s.agent.Stop(ctx)
+	}
+	return errors.Join(err, s.process.Stop(ctx))
 }
 
 // Done is closed when decoynet has ended, whyever.
@@ -257,7 +292,7 @@ func (s *Stage) Picture(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read the document: %w", err)
 	}
-	p, err := readPlan(document)
+	p, err := readPlan(document, branchHosts())
 	if err != nil {
 		return "", err
 	}
@@ -297,11 +332,13 @@ func (s *Stage) Usage() string {
 }
 
 const usage = `From another terminal, as root:
-  EXEC intruder -- nmap -sV 192.0.2.20-30    # your own tools in the intruder's place
+  EXEC intruder -- nmap -sV 192.0.2.21-30    # your own tools in the intruder's place
   EXEC intruder -- bash                      # or a shell there
+  EXEC b-intruder -- curl 198.51.100.10      # the same in the branch office
   EXEC gw -- decoynet get sessions --watch   # what decoynet records meanwhile
   EXEC gw -- decoynet status                 # and how it is
+  EXEC gw -- decoynet get nodes -o wide      # here, and in the branch office
   EXEC gw -- decoynet reload                 # after a change of DOCUMENT
   EXEC lan -- tcpdump -ni br0                # the LAN's wire
-Machines: intruder, production, gw, linux, lan. The servers log below LOGS.
+Machines: intruder, production, gw, linux, lan; b-intruder, crm, b-router, branch. The servers log below LOGS.
 `

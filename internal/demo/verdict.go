@@ -38,7 +38,9 @@ type visit struct {
 type session struct {
 	flow
 	Start   time.Time
-	Seen    flow // as the service saw it
+	Seen    flow   // as the service saw it
+	Node    string // where it was met
+	Segment string
 	Service string
 	Path    string
 	Reason  string // how it ended, "" while it runs
@@ -50,7 +52,7 @@ func sessionOf(d ecs.SessionDocument) session {
 		transport = deception.UDP
 	}
 	return session{
-		Start: time.Time(d.EventStart).Local(), Service: d.Service, Path: d.Path, Reason: d.EndReason,
+		Start: time.Time(d.EventStart).Local(), Node: d.Node, Segment: d.Segment, Service: d.Service, Path: d.Path, Reason: d.EndReason,
 		flow: flow{
 			Transport:   transport,
 			Source:      netip.AddrPortFrom(d.Source, d.SourcePort),
@@ -67,7 +69,7 @@ func sessionOf(d ecs.SessionDocument) session {
 // evidence is everything that the judgement rests on.
 type evidence struct {
 	Plan     *plan
-	Card     record // the intruder's network card
+	Card     record // the intruders' network cards
 	Visits   []visit
 	Sessions []session
 	Servers  []server

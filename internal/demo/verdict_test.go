@@ -18,16 +18,16 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // connections besides, that sent nothing), one to redis, one over UDP.
 func scenario(t *testing.T) evidence {
 	t.Helper()
-	p, err := readPlan(Document)
+	p, err := readPlan(Document, map[netip.Addr]string{addr("198.51.100.10"): "crm-1", addr("2001:db8:51::10"): "crm-1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	flows := []flow{
-		tcp("192.0.2.66:1001", "192.0.2.20:80"),
+		tcp("192.0.2.66:1001", "192.0.2.21:80"),
 		tcp("[2001:db8:2::66]:1002", "[2001:db8:2::100]:443"),
-		tcp("192.0.2.66:1003", "192.0.2.21:80"),
-		tcp("192.0.2.66:1004", "192.0.2.20:6379"),
-		udp("192.0.2.66:1005", "192.0.2.20:161"),
+		tcp("192.0.2.66:1003", "192.0.2.22:80"),
+		tcp("192.0.2.66:1004", "192.0.2.21:6379"),
+		udp("192.0.2.66:1005", "192.0.2.21:161"),
 	}
 	seenAt := []netip.AddrPort{
 		ap("10.1.128.0:80"), ap("[fd00:1:0:8000::]:443"), ap("10.1.128.1:80"), ap("10.1.129.0:6379"), ap("10.1.131.0:161"),
@@ -91,18 +91,18 @@ func TestJudgeLies(t *testing.T) {
 			func(e *evidence) { e.Servers[0].Contacts[0].Peer = ap("10.1.0.1:1001") },
 			[]string{
 				"nginx saw 10.1.0.1:1001, which the intruder never used",
-				"tool 192.0.2.66:1001 -> 192.0.2.20:80 got its answer, but nginx has not logged that peer",
+				"tool 192.0.2.66:1001 -> 192.0.2.21:80 got its answer, but nginx has not logged that peer",
 			},
 		},
 		"masqueraded like a check": {
 			func(e *evidence) { e.Servers[2].Contacts = []contact{{Peer: ap("10.1.0.1:1005")}} },
-			[]string{"tool 192.0.2.66:1005 -> 192.0.2.20:161 got its answer, but udp has not logged that peer"},
+			[]string{"tool 192.0.2.66:1005 -> 192.0.2.21:161 got its answer, but udp has not logged that peer"},
 		},
 		"another port": {
 			func(e *evidence) { e.Servers[1].Contacts[0].Peer = ap("192.0.2.66:61004") },
 			[]string{
 				"redis saw 192.0.2.66:61004, which the intruder never used",
-				"tool 192.0.2.66:1004 -> 192.0.2.20:6379 got its answer, but redis has not logged that peer",
+				"tool 192.0.2.66:1004 -> 192.0.2.21:6379 got its answer, but redis has not logged that peer",
 			},
 		},
 		"a port that was used elsewhere": {
@@ -112,21 +112,21 @@ func TestJudgeLies(t *testing.T) {
 			},
 			[]string{
 				"redis saw 192.0.2.66:1001, the intruder came from 192.0.2.66:1004",
-				"tool 192.0.2.66:1004 -> 192.0.2.20:6379 got its answer, but redis has not logged that peer",
+				"tool 192.0.2.66:1004 -> 192.0.2.21:6379 got its answer, but redis has not logged that peer",
 			},
 		},
 		"a session that says what nobody saw": {
 			func(e *evidence) { e.Sessions[0].Seen.Source = ap("10.1.0.1:1001") },
 			[]string{
 				"nginx saw 192.0.2.66:1001, of which no session is recorded",
-				"tool 192.0.2.66:1001 -> 192.0.2.20:80 got its answer, but nginx has not logged that peer",
+				"tool 192.0.2.66:1001 -> 192.0.2.21:80 got its answer, but nginx has not logged that peer",
 			},
 		},
 		"a session of another address of the service": {
 			func(e *evidence) { e.Servers[0].Contacts[0].Local = ap("10.1.128.7:80") },
 			[]string{
 				"nginx saw 192.0.2.66:1001, of which no session is recorded",
-				"tool 192.0.2.66:1001 -> 192.0.2.20:80 got its answer, but nginx has not logged that peer",
+				"tool 192.0.2.66:1001 -> 192.0.2.21:80 got its answer, but nginx has not logged that peer",
 			},
 		},
 		"logged twice": {
@@ -137,13 +137,13 @@ func TestJudgeLies(t *testing.T) {
 			func(e *evidence) { e.Sessions = slices.Delete(e.Sessions, 0, 1) },
 			[]string{
 				"nginx saw 192.0.2.66:1001, of which no session is recorded",
-				"tool 192.0.2.66:1001 -> 192.0.2.20:80 got its answer, but no session is recorded",
-				"tcp 192.0.2.66:1001 -> 192.0.2.20:80 was accepted, but no session is recorded",
+				"tool 192.0.2.66:1001 -> 192.0.2.21:80 got its answer, but no session is recorded",
+				"tcp 192.0.2.66:1001 -> 192.0.2.21:80 was accepted, but no session is recorded",
 			},
 		},
 		"a session of the scan lost": {
 			func(e *evidence) { e.Sessions = slices.Delete(e.Sessions, 2, 3) },
-			[]string{"tcp 192.0.2.66:1003 -> 192.0.2.21:80 was accepted, but no session is recorded"},
+			[]string{"tcp 192.0.2.66:1003 -> 192.0.2.22:80 was accepted, but no session is recorded"},
 		},
 		"a session twice": {
 			func(e *evidence) {
@@ -151,25 +151,25 @@ func TestJudgeLies(t *testing.T) {
 				again.Reason = "lost"
 				e.Sessions = append(e.Sessions, again)
 			},
-			[]string{"tcp 192.0.2.66:1003 -> 192.0.2.21:80 has 2 sessions: 15:04:05.002 client_closed, 15:04:05.002 lost"},
+			[]string{"tcp 192.0.2.66:1003 -> 192.0.2.22:80 has 2 sessions: 15:04:05.002 client_closed, 15:04:05.002 lost"},
 		},
 		"a session of nothing": {
 			func(e *evidence) {
-				e.Sessions = append(e.Sessions, session{flow: tcp("192.0.2.66:9", "192.0.2.22:80"), Service: "web"})
+				e.Sessions = append(e.Sessions, session{flow: tcp("192.0.2.66:9", "192.0.2.23:80"), Service: "web"})
 			},
-			[]string{"tcp 192.0.2.66:9 -> 192.0.2.22:80 is recorded (00:00:00.000 running), but was never seen on the intruder's card"},
+			[]string{"tcp 192.0.2.66:9 -> 192.0.2.23:80 is recorded (00:00:00.000 running), but was never seen on the intruder's card"},
 		},
 		"a session where nothing is bound": {
 			func(e *evidence) {
-				f := tcp("192.0.2.66:9", "192.0.2.22:81")
+				f := tcp("192.0.2.66:9", "192.0.2.23:81")
 				e.Card.began = append(e.Card.began, f)
 				e.Sessions = append(e.Sessions, session{flow: f, Service: "web"})
 			},
-			[]string{"tcp 192.0.2.66:9 -> 192.0.2.22:81 is recorded (00:00:00.000 running), but nothing is bound there"},
+			[]string{"tcp 192.0.2.66:9 -> 192.0.2.23:81 is recorded (00:00:00.000 running), but nothing is bound there"},
 		},
 		"broken off within the handshake": {
 			func(e *evidence) { // with a session (as the kernel path has it), and without one
-				with, without := tcp("192.0.2.66:8", "192.0.2.200:80"), tcp("192.0.2.66:9", "192.0.2.20:80")
+				with, without := tcp("192.0.2.66:8", "192.0.2.200:80"), tcp("192.0.2.66:9", "192.0.2.21:80")
 				e.Card.began = append(e.Card.began, with, without)
 				e.Card.stage[with], e.Card.stage[without] = accepted, accepted
 				e.Sessions = append(e.Sessions, session{flow: with, Service: "web", Reason: "client_reset"})

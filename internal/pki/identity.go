@@ -209,6 +209,24 @@ func (i *Identity) SetControllers(urls []string) error {
 	return nil
 }
 
+// SetProxy replaces the proxy towards controllers and gateways; "" is none. A
+// process that runs with this identity goes on with what it loaded. It returns an
+// error where the writing failed.
+func (i *Identity) SetProxy(proxy string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	before := i.proxy
+	i.proxy = proxy
+	if i.dir == "" {
+		return nil
+	}
+	if err := i.saveInfo(); err != nil {
+		i.proxy = before
+		return fmt.Errorf("save the proxy: %w", err)
+	}
+	return nil
+}
+
 // ControllerTLS returns the configuration of a client of the controller. The
 // server must show a controller's certificate of the node's CA; its host name does
 // not count. The node shows its own certificate, expired or not: the controller

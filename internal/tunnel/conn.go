@@ -162,6 +162,7 @@ func (c *conn) fail(err error, bye string) {
 // looking at the clock, so that a process that was stopped itself for some
 // seconds does not take its peers for dead.
 func (c *conn) tick() {
+	c.wire.Tune()
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()

@@ -227,7 +227,6 @@ func (l *link) dial(ctx context.Context, address string) (*conn, *scanner, error
 	if err != nil {
 		return nil, nil, err
 	}
-	limitUnsent(raw)
 	w := newWire(raw)
 	t := secure{tls.Client(w, tunnelTLS(cfg.TLS(l.g.of.Node))), w}
 	peer, in, err := shake(ctx, t, hello{helloVersion, MaxStreams, firstWindow}, handshakeExpiry,

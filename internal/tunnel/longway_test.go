@@ -115,9 +115,10 @@ func tunnelPace(t testing.TB, ca *authority, up bool, delay time.Duration, rate 
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 
 // TestLongWay compares one stream with one plain TLS connection over a round trip
-// of 100 ms and 200 Mbit/s: the window has to grow to several megabytes.
+// of 100 ms and 80 Mbit/s: a window of a megabyte is on the way, many times the
+// first one. It is not faster so that a machine under load can keep up.
 func TestLongWay(t *testing.T) {
-	const rate = 25e6
+	const rate = 10e6
 	ca := newAuthority(t)
 	plain := plainPace(t, ca, longTrip/2, rate, time.Second, time.Second)
 	for name, up := range map[string]bool{"to the gateway": true, "from the gateway": false} {

@@ -18,6 +18,7 @@ type secure struct {
 
 func (s secure) Flush() error     { return s.wire.Flush() }
 func (s secure) Received() uint64 { return s.wire.Received() }
+func (s secure) Tune()            { s.wire.Tune() }
 
 // Close cuts the connection at once, whatever waits on it. TLS's own farewell
 // adds nothing to a bye frame.

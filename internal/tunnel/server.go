@@ -185,7 +185,6 @@ func (s *Server) connection(from *stranger) {
 	defer from.Close()
 	defer s.forget(from)
 	address := addrPort(from.RemoteAddr())
-	limitUnsent(from.Conn)
 	w := newWire(from.Conn)
 	t := secure{tls.Server(w, s.tls), w}
 	var node string

@@ -120,12 +120,9 @@ func (s *Stream) Reset(reason deception.EndReason) {
 	if s.reset == nil && !s.ended && !(s.closedLocked() && s.leaving.head == nil) {
 		s.reset = &ResetError{reason}
 		s.resetDue = true
-		if s.openDue {
-			// The peer never heard of it, and need not.
-			s.endLocked()
-		} else {
-			s.scheduleLocked()
-		}
+		// Also where the peer has not heard of the stream yet: a flow that is over
+		// before its first byte, such as a port scan's, is told of by the peer alone.
+		s.scheduleLocked()
 	}
 	s.readable.Broadcast()
 	s.writable.Broadcast()

@@ -295,6 +295,37 @@ func TestReadDeadline(t *testing.T) {
 	})
 }
 
+// TestWaitRead shows that it waits as Read does, and takes nothing from it.
+func TestWaitRead(t *testing.T) {
+	for _, datagrams := range []bool{false, true} {
+		t.Run(fmt.Sprintf("datagrams %v", datagrams), func(t *testing.T) {
+			st := newSite(t, echo)
+			s := open(t, st.client(), "", datagrams)
+			within(t, "reads", func() {
+				p := make([]byte, 100)
+				for _, text := range []string{"a", "longer"} {
+					io.WriteString(s, text)
+					if err := s.WaitRead(); err != nil {
+						t.Errorf("WaitRead: %v", err)
+					}
+					if n, err := s.Read(p); err != nil || string(p[:n]) != text {
+						t.Errorf("read %q, %v", p[:n], err)
+					}
+				}
+				s.SetReadDeadline(time.Unix(1, 0))
+				if err := s.WaitRead(); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("WaitRead after the deadline: %v", err)
+				}
+				s.SetReadDeadline(time.Time{})
+				s.CloseWrite()
+				if err := s.WaitRead(); err != io.EOF {
+					t.Errorf("WaitRead at the end: %v", err)
+				}
+			})
+		})
+	}
+}
+
 // TestPlacesAreUsedAgain opens more streams one after the other than a
 // connection has numbers for at once.
 func TestPlacesAreUsedAgain(t *testing.T) {

@@ -9,20 +9,22 @@ import (
 // does not have.
 const tcpNotSentLowat = 25
 
-// limitUnsent keeps the kernel from taking megabytes that it cannot send yet:
-// what waits there, waits before every other flow. What is on its way and not
-// acknowledged does not count.
-func limitUnsent(c net.Conn) {
+// unsentLimit returns what bounds the bytes that the kernel takes of the
+// connection and cannot send yet, or nil where that cannot be bounded. What is
+// on its way and not acknowledged does not count.
+func unsentLimit(c net.Conn) func(bytes int) {
 	s, ok := c.(syscall.Conn)
 	if !ok {
-		return
+		return nil
 	}
 	raw, err := s.SyscallConn()
 	if err != nil {
-		return
+		return nil
 	}
-	// Without it flows wait longer for each other; that is all.
-	_ = raw.Control(func(fd uintptr) {
-		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpNotSentLowat, batchSize)
-	})
+	return func(bytes int) {
+		// Without it flows wait longer for each other; that is all.
+		_ = raw.Control(func(fd uintptr) {
+			_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpNotSentLowat, bytes)
+		})
+	}
 }

@@ -4,5 +4,5 @@ package tunnel
 
 import "net"
 
-// limitUnsent is for kernels that let a program bound what waits in a socket.
-func limitUnsent(net.Conn) {}
+// unsentLimit is for kernels that let a program bound what waits in a socket.
+func unsentLimit(net.Conn) func(int) { return nil }

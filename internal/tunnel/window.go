@@ -8,7 +8,7 @@ import (
 // A receiver allows each stream a window: bytes that the peer may have sent and
 // the reader not yet taken. It starts small, so that thousands of streams that
 // nobody reads cost little, and grows each time that a whole window was taken
-// within about a round trip: then the window was the limit, not the reader.
+// within two round trips: then the window was the limit, not the reader.
 const (
 	firstWindow   = 64 << 10
 	maxWindow     = 64 << 20  // of a stream, bytes
@@ -18,6 +18,7 @@ const (
 	datagramFirst = 4         // first windows that a stream of datagrams is given at once
 
 	grantShare    = 4  // a quarter of the window is granted at a time
+	growsWithin   = 2  // round trips for a whole window
 	shrinksBeyond = 64 // round trips for a whole window
 	// shortestTrip is what is taken for a round trip where it is less, or not
 	// known: a machine that does other things as well adds as much.
@@ -82,7 +83,7 @@ func (w *window) take(n int, now, trip time.Duration, extend func(delta int) boo
 // resize fits the window to how long a whole one took.
 func (w *window) resize(elapsed, trip time.Duration, extend func(delta int) bool) {
 	switch {
-	case elapsed <= trip+trip/2 && w.size < maxWindow:
+	case elapsed <= growsWithin*trip && w.size < maxWindow:
 		if delta := min(w.size*growth(w.size), maxWindow) - w.size; extend(delta) {
 			w.size += delta
 			w.taken += delta

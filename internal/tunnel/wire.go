@@ -10,6 +10,13 @@ const (
 	batchSize     = 128 << 10 // written to the socket at once, at most (and a frame of each kind)
 	minReadBuffer = 4 << 10
 	maxReadBuffer = 64 << 10
+
+	// The kernel is to hold what it sends in a quarter of a tick, in bytes. What
+	// waits there waits before every other flow: megabytes, if it were left to
+	// itself. But with too little, TCP's own window does not open.
+	minUnsent = 2 * batchSize
+	maxUnsent = 4 << 20
+	unsentTo  = 4
 )
 
 // transport is what a conn needs of the connection below.
@@ -22,6 +29,8 @@ type transport interface {
 	Close() error
 	// Received counts up whenever bytes arrived.
 	Received() uint64
+	// Tune is called at every tick.
+	Tune()
 }
 
 // wire stands between a tls.Conn and its socket. crypto/tls makes a system call
@@ -30,6 +39,10 @@ type transport interface {
 type wire struct {
 	net.Conn
 	received atomic.Uint64
+	sent     atomic.Int64 // bytes since the last tick
+
+	limit  func(unsent int) // nil where the kernel has none
+	unsent int              // the limit that is set; the ticks' alone
 
 	// The reader's alone.
 	in    []byte
@@ -47,7 +60,23 @@ var outPool = sync.Pool{New: func() any {
 	return &b
 }}
 
-func newWire(c net.Conn) *wire { return &wire{Conn: c, in: make([]byte, minReadBuffer)} }
+func newWire(c net.Conn) *wire {
+	w := &wire{Conn: c, in: make([]byte, minReadBuffer), limit: unsentLimit(c)}
+	w.Tune()
+	return w
+}
+
+// Tune fits what may wait in the kernel to how fast it sends.
+func (w *wire) Tune() {
+	if w.limit == nil {
+		return
+	}
+	want := min(max(int(w.sent.Swap(0))/unsentTo, minUnsent), maxUnsent)
+	if want > w.unsent || want < w.unsent/2 {
+		w.unsent = want
+		w.limit(want)
+	}
+}
 
 func (w *wire) Received() uint64 { return w.received.Load() }
 
@@ -112,7 +141,8 @@ func (w *wire) Flush() error {
 	if w.out == nil {
 		return nil
 	}
-	_, err := w.Conn.Write(*w.out)
+	n, err := w.Conn.Write(*w.out)
+	w.sent.Add(int64(n))
 	*w.out = (*w.out)[:0]
 	outPool.Put(w.out)
 	w.out = nil
