@@ -216,8 +216,18 @@ func TestGatewayWatch(t *testing.T) {
 		after time.Duration
 		links []GatewayLink
 	}{
-		{0, down}, {time.Second, up}, {time.Second, down}, {time.Second, down}, {time.Second, nil}, {time.Second, down},
-		{2 * time.Second, down}, {2 * time.Second, down}, {time.Hour, down}, {time.Second, up}, {time.Second, up}, {time.Second, nil},
+		{0, down},
+		{time.Second, up},
+		{time.Second, down},
+		{time.Second, down},
+		{time.Second, nil},
+		{time.Second, down},
+		{2 * time.Second, down},
+		{2 * time.Second, down},
+		{time.Hour, down},
+		{time.Second, up},
+		{time.Second, up},
+		{time.Second, nil},
 	} {
 		at = at.Add(step.after)
 		word := "-"

@@ -18,9 +18,8 @@ type claims struct {
 	tell  func(*deception.Event)
 	count atomic.Uint64
 
-	mu     sync.Mutex // guards the rest
-	quiet  map[claimKey]*claim
-	turned time.Time // when quiet was last looked through
+	mu    sync.Mutex // guards quiet
+	quiet map[claimKey]*claim
 }
 
 type claimKey struct {

@@ -124,9 +124,17 @@ func TestIngressRefuses(t *testing.T) {
 		t.Errorf("%d events for three claims at one address in a moment, want 1", claims)
 	}
 
+	posing := h.flow("crm-1", "192.0.2.21:1007") // another address: events are one an address in a minute
+	posing.Node = "erp-1"
+	h.open(c, posing).wantEnd(deception.EndDenied)
+	h.process.hears("the claim to be another node", func(w word) bool {
+		return w.Event != nil && w.Event.Kind == deception.EventClaimRefused && w.Event.Node == "crm-1" && strings.Contains(w.Event.Message, "in the name of node erp-1")
+	})
+	h.status("with four claims refused", func(s IngressStatus) bool { return s.ClaimsRefused == 4 })
+
 	wrong := map[string]proxyheader.Header{}
 	for name, change := range map[string]func(*proxyheader.Header){
-		"another node's name":  func(f *proxyheader.Header) { f.Node = "erp-1" },
+		"no node's name":       func(f *proxyheader.Header) { f.Node = "" },
 		"no identifier":        func(f *proxyheader.Header) { f.Session = deception.SessionID{} },
 		"another kind of it":   func(f *proxyheader.Header) { f.Session[6] = f.Session[6]&0x0f | 0x40 },
 		"a running session":    func(f *proxyheader.Header) { f.Session = own.f.Session },

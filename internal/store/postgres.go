@@ -167,13 +167,10 @@ func (b *postgresBackend) read() (*sql.DB, error) {
 
 // columns makes an endpoint the text that SQLite holds for one of IPv6.
 func (b *postgresBackend) columns() string {
-	const text = "host(%[1]s) || ' ' || %[1]s_port"
-	endpoints := make([]any, 4)
-	for i, name := range []string{"source", "source_nat", "destination", "destination_nat"} {
-		endpoints[i] = fmt.Sprintf(text, name)
-	}
+	text := func(name string) string { return "host(" + name + ") || ' ' || " + name + "_port" }
 	return fmt.Sprintf(`id, start, finish, binding, %s, %s, %s, %s, source_bytes, destination_bytes,
-		source_mode, reason, source_head, destination_head, flags, origin`, endpoints...)
+		source_mode, reason, source_head, destination_head, flags, origin`,
+		text("source"), text("source_nat"), text("destination"), text("destination_nat"))
 }
 
 func (b *postgresBackend) hint(string) string { return "" }
