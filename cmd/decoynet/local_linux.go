@@ -205,9 +205,11 @@ func (l *localRoles) carry(intruder pump.Stream, s *deception.Session, idle time
 	return l.ingress.Carry(intruder, s, idle)
 }
 
+// closeCarried ends flows of this machine's own addresses that match; those that
+// agents on other nodes brought are none of listen mode's here.
 func (l *localRoles) closeCarried(match func(*deception.Session) bool, reason deception.EndReason) {
 	if l.kernelRoles != nil {
-		l.ingress.CloseFlows(match, reason)
+		l.ingress.CloseFlows(func(s *deception.Session) bool { return s.Node == l.node.cfg.name && match(s) }, reason)
 	}
 }
 
