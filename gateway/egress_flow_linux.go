@@ -131,7 +131,7 @@ func (e *egressFlows) Accept(f *relay.Flow) bool {
 // Open dials the service as the intruder.
 func (e *egressFlows) Open(f *relay.Flow, last bool) (int, error) {
 	f.Abortive = f.Session.Transport == deception.TCP
-	return e.gateway.services.open(&f.Session, last)
+	return e.gateway.services.open(&f.Session, last, f.Abortive)
 }
 
 // Opened tells the recorder what only the egress knows: that the service sees

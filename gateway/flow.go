@@ -62,13 +62,19 @@ func (g *Gateway) bind(s *deception.Session) (target deception.Target, idle time
 }
 
 // Open dials the service as the intruder, or the egress that does so.
+//
+// Towards another machine, and for flows that came from one (without a
+// listener), TCP sockets are abortive: the death of this process must not look
+// there like an end in order. Where both sides of a flow are this machine's own,
+// they see the same end as it is, and two system calls are spared.
 func (g *Gateway) Open(f *relay.Flow, last bool) (fd int, err error) {
-	f.Prelude, f.Abortive = f.Prelude[:0], f.Session.Transport == deception.TCP
-	if egress, away := g.hop(f.Session.Service); away {
+	egress, away := g.hop(f.Session.Service)
+	f.Prelude, f.Abortive = f.Prelude[:0], f.Session.Transport == deception.TCP && (away || f.Listener == nil)
+	if away {
 		fd, f.Prelude, err = g.openHop(&f.Session, egress, f.Prelude)
 		return fd, err
 	}
-	return g.services.open(&f.Session, last)
+	return g.services.open(&f.Session, last, f.Abortive)
 }
 
 // dialer opens flows towards services behind links of this machine.
@@ -77,14 +83,12 @@ type dialer struct {
 	moved  atomic.Uint64 // flows that had to give up their source port
 }
 
-// open dials the service from the intruder's own address and port; over TCP the
-// socket is abortive (relay.Flow.Abortive), so that a service does not take the
-// death of this process for an intruder who has said all. Where a
-// closing connection still holds that port towards this service it asks to be
-// called again; on the last attempt it gives up the port, never the address,
-// and the session says so.
-func (d *dialer) open(s *deception.Session, last bool) (int, error) {
-	fd, err := d.dial(s, s.Source)
+// open dials the service from the intruder's own address and port, by a socket
+// that is abortive (relay.Flow.Abortive) if asked for. Where a closing connection
+// still holds that port towards this service it asks to be called again; on the
+// last attempt it gives up the port, never the address, and the session says so.
+func (d *dialer) open(s *deception.Session, last, abortive bool) (int, error) {
+	fd, err := d.dial(s, s.Source, abortive)
 	if err == nil {
 		s.SourceNAT, s.SourceMode = s.Source, deception.SourceKept
 		return fd, nil
@@ -95,7 +99,7 @@ func (d *dialer) open(s *deception.Session, last bool) (int, error) {
 	if !last && s.Transport == deception.TCP {
 		return -1, relay.ErrAgain
 	}
-	if fd, err = d.dial(s, netip.AddrPortFrom(s.Source.Addr(), 0)); err != nil {
+	if fd, err = d.dial(s, netip.AddrPortFrom(s.Source.Addr(), 0), abortive); err != nil {
 		return -1, fmt.Errorf("dial service %s as %s from any port: %w", s.Service, s.Source.Addr(), err)
 	}
 	if s.SourceNAT, err = relay.LocalAddr(fd); err != nil {
@@ -107,11 +111,11 @@ func (d *dialer) open(s *deception.Session, last bool) (int, error) {
 	return fd, nil
 }
 
-func (d *dialer) dial(s *deception.Session, source netip.AddrPort) (int, error) {
+func (d *dialer) dial(s *deception.Session, source netip.AddrPort, abortive bool) (int, error) {
 	if s.Transport == deception.TCP {
 		fd, err := relay.Dial(unix.SOCK_STREAM, source, s.DestinationNAT)
-		if err != nil {
-			return -1, err
+		if err != nil || !abortive {
+			return fd, err
 		}
 		if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 			unix.Close(fd)

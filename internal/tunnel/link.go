@@ -43,8 +43,9 @@ type gateway struct {
 	cancel  context.CancelFunc
 	retired chan struct{} // closed when it is not in the list any more
 
+	links []*link // does not change
+
 	mu      sync.Mutex // of all below
-	links   []*link
 	address string
 	since   time.Time
 	err     error
@@ -72,8 +73,9 @@ func (c *Client) startGateway(of deception.Gateway) *gateway {
 	var ctx context.Context
 	ctx, g.cancel = context.WithCancel(c.ctx)
 	for range c.cfg.Connections {
-		l := &link{g: g}
-		g.links = append(g.links, l)
+		g.links = append(g.links, &link{g: g})
+	}
+	for _, l := range g.links {
 		c.links.Go(func() { l.run(ctx) })
 	}
 	return g
