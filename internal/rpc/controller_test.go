@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,19 +107,20 @@ type controller struct {
 	url   string
 	srv   *http.Server
 
-	mu       sync.Mutex // guards everything below
-	snapshot *decoynetv1.Snapshot
-	changed  chan struct{} // closed when snapshot is another, and replaced
-	watches  []*decoynetv1.WatchRequest
-	reports  []*decoynetv1.ReportRequest
-	renewals int
-	mute     bool          // says nothing any more
-	beat     time.Duration // between heartbeats
-	ahead    time.Duration // of its clock
-	deny     error
-	onUpload func(number int) fate
-	uploads  int
-	tokens   map[string]string // to node; used ones lead nowhere
+	mu        sync.Mutex // guards everything below
+	snapshot  *decoynetv1.Snapshot
+	changed   chan struct{} // closed when snapshot is another, and replaced
+	watches   []*decoynetv1.WatchRequest
+	reports   []*decoynetv1.ReportRequest
+	renewals  int
+	mute      bool          // says nothing any more
+	beat      time.Duration // between heartbeats
+	ahead     time.Duration // of its clock
+	deny      error
+	onUpload  func(number int) fate
+	uploads   int
+	uploading atomic.Int32      // calls of Upload that run
+	tokens    map[string]string // to node; used ones lead nowhere
 }
 
 // fate is what happens to an upload.
@@ -281,6 +283,8 @@ func (c *controller) Upload(ctx context.Context, req *connect.Request[decoynetv1
 	if _, err := c.admit(ctx, false); err != nil {
 		return nil, err
 	}
+	c.uploading.Add(1)
+	defer c.uploading.Add(-1)
 	c.mu.Lock()
 	c.uploads++
 	what := commit

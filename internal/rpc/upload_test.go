@@ -275,6 +275,7 @@ func TestKilledClient(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd.Wait()
+		eventually(t, "what was on its way is committed", func() bool { return c.uploading.Load() == 0 }, c.uploading.Load)
 		s.mu.Lock()
 		for _, id := range s.batches[len(s.batches)-1] {
 			s.unsure[id] = true // nobody knows whether the answer got through
