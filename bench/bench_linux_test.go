@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -58,12 +59,13 @@ func masqueraded() subject.Subject {
 	s := subject.Routed()
 	routed := s.Prepare
 	s.Name = "masqueraded"
-	s.Prepare = func(site *subject.Site) (gateway, service []string) {
-		gateway, service = routed(site)
-		return append(gateway,
+	s.Prepare = func(site *subject.Site) subject.Setup {
+		setup := routed(site)
+		setup.Gateway = append(setup.Gateway,
 			"nft add table ip hide",
 			"nft add chain ip hide post '{ type nat hook postrouting priority srcnat; }'",
-			"nft add rule ip hide post oifname br-linux masquerade"), service
+			"nft add rule ip hide post oifname br-linux masquerade")
+		return setup
 	}
 	return s
 }
@@ -73,10 +75,10 @@ func portMoving() subject.Subject {
 	s := masqueraded()
 	hide := s.Prepare
 	s.Name = "moving"
-	s.Prepare = func(site *subject.Site) (gateway, service []string) {
-		gateway, service = hide(site)
-		gateway[len(gateway)-1] = "nft add rule ip hide post oifname br-linux ip protocol tcp snat to 10.77.0.2:300-999"
-		return gateway, service
+	s.Prepare = func(site *subject.Site) subject.Setup {
+		setup := hide(site)
+		setup.Gateway[len(setup.Gateway)-1] = "nft add rule ip hide post oifname br-linux ip protocol tcp snat to 10.77.0.2:300-999"
+		return setup
 	}
 	return s
 }
@@ -187,22 +189,28 @@ func testRefused(ctx context.Context, t *testing.T, in *subject.Instance) {
 	}
 }
 
-// TestPeersKeepTheSource runs the whole suite, very short, over the peers: their
-// configurations must work, and none may show the service a wrong source.
-func TestPeersKeepTheSource(t *testing.T) {
+// short runs a suite once, very short, and returns its rows by subject and
+// metric. None may be void: configurations must work, and no service may be shown
+// a wrong source.
+func short(t *testing.T, o options) map[string]figure.Row {
+	t.Helper()
 	dir := t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	peers := []string{"routed", "haproxy", "nginx", "snat-rule"}
-	o := options{only: "relay", subjects: "routed,haproxy,nginx,snat-rule", figures: "connections,streams", quick: true, rounds: 1, decoys: 100, closes: "client", out: dir}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(said(log.Name()))
+		}
+	})
+	o.quick, o.rounds, o.decoys, o.closes, o.out = true, 1, 100, "client", dir
 	if err := run(context.Background(), o, log); err != nil {
-		t.Fatal(err, said(log.Name()))
+		t.Fatal(err)
 	}
 	var file struct{ Rows []figure.Row }
-	b, err := os.ReadFile(filepath.Join(dir, "relay.json"))
+	b, err := os.ReadFile(filepath.Join(dir, o.only+".json"))
 	if err == nil {
 		err = json.Unmarshal(b, &file)
 	}
@@ -216,23 +224,79 @@ func TestPeersKeepTheSource(t *testing.T) {
 		}
 		got[r.Name+" "+r.Metric] = r
 	}
-	for _, p := range peers {
-		metrics := []string{"connections_32", "connections_512", "throughput_down_1", "throughput_up_64"}
-		if p == "snat-rule" {
-			metrics = metrics[:1]
-		}
+	return got
+}
+
+// wantFigures holds that each subject has a figure above zero for each metric.
+func wantFigures(t *testing.T, got map[string]figure.Row, subjects []string, metrics ...string) {
+	t.Helper()
+	for _, s := range subjects {
 		for _, m := range metrics {
-			if r := got[p+" "+m]; r.Median == nil || *r.Median <= 0 {
-				t.Errorf("%s of %s: %+v, want a figure", m, p, r)
+			if r := got[s+" "+m]; r.Median == nil || *r.Median <= 0 {
+				t.Errorf("%s of %s: %+v, want a figure", m, s, r)
 			}
 		}
+	}
+}
+
+// TestPeersKeepTheSource runs the peers of the relay suite.
+func TestPeersKeepTheSource(t *testing.T) {
+	got := short(t, options{only: "relay", subjects: "routed,haproxy,nginx,snat-rule", figures: "connections,streams"})
+	wantFigures(t, got, []string{"routed", "haproxy", "nginx"}, "connections_32", "connections_512", "throughput_down_1", "throughput_up_64")
+	wantFigures(t, got, []string{"snat-rule"}, "connections_32")
+	for _, p := range []string{"routed", "haproxy", "nginx", "snat-rule"} {
 		if r, process := got[p+" cpu_32"]; process != (p != "routed") {
 			t.Errorf("CPU of %s: %+v; every subject with a gateway process has one", p, r)
 		}
 	}
-	if t.Failed() {
-		t.Log(said(log.Name()))
+}
+
+// build makes decoynet's binary.
+func build(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "decoynet")
+	cmd := exec.Command("go", "build", "-o", binary, "decoynet/cmd/decoynet")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build decoynet: %v\n%s", err, out)
 	}
+	return binary
+}
+
+// TestChains runs the suites of two machines, decoynet and its peers.
+func TestChains(t *testing.T) {
+	binary := build(t)
+	for _, suite := range []string{"tunnel", "hop"} {
+		t.Run(suite, func(t *testing.T) {
+			got := short(t, options{only: suite, decoynet: binary})
+			wantFigures(t, got, suites[suite].subjects, "connections_32", "cpu_32", "throughput_down_1", "throughput_up_64")
+			wantFigures(t, got, []string{suite}, "connections_512")
+		})
+	}
+	t.Run("delay", func(t *testing.T) {
+		// Long enough for HAProxy's handshakes on a machine that is busy.
+		got := short(t, options{only: "delay", figures: "connections", decoynet: binary, duration: 3 * time.Second})
+		for _, s := range delaySuite.subjects {
+			r := got[s+" latency_p50_32"]
+			if trip := micros(2 * longDelay); r.Median == nil || *r.Median < trip {
+				t.Errorf("latency of %s over the long way: %+v, want %.0f us at least", s, r, trip)
+			}
+		}
+	})
+}
+
+// TestCarriers runs every kind of load over every carrier; over the long way just
+// so long that something arrives.
+func TestCarriers(t *testing.T) {
+	got := short(t, options{only: "carriers", figures: "flows_32,stalled_flows,stream_down_64,stream_up_1,idle_rss,long_down"})
+	wantFigures(t, got, suites["carriers"].subjects, "flows_32", "stalled_flows", "stream_down_64", "stream_up_1", "idle_rss", "long_down")
+}
+
+// TestScale runs a small fleet. That the store has every session once is what its
+// deliveries check by themselves.
+func TestScale(t *testing.T) {
+	got := short(t, options{only: "scale", decoynet: build(t)})
+	wantFigures(t, got, []string{fleetSubject}, "enrolments", "converged", "steady_sessions", "flood_sessions", "controller_rss", "controller_descriptors")
 }
 
 func said(path string) string {

@@ -15,6 +15,9 @@
 //   - What a gateway process is charged for holds the network's share that the
 //     kernel does in its name: the hops over the bridges, too. That share is
 //     the same for all relays.
+//   - Two machines of a chain have what is between them for themselves. A long
+//     way is a process that carries whole frames with a delay, so that TCP and
+//     QUIC see it as they see a long line; what it loses voids the figure.
 //   - Connections per second are taken at one decoy, where source ports come
 //     round in order and no subject gets two flows from one port; what happens
 //     over many decoys is a figure of its own.
@@ -22,6 +25,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -53,11 +57,11 @@ func main() {
 		exit(err)
 	}
 	var o options
-	flag.StringVar(&o.only, "only", "relay", "the suite to run: "+strings.Join(suiteNames(), ", "))
+	only := flag.String("only", strings.Join(usualSuites, ","), "comma-separated suites to run: "+strings.Join(suiteNames(), ", "))
 	flag.StringVar(&o.subjects, "subjects", "", "comma-separated subjects (default: all of the suite)")
-	flag.StringVar(&o.figures, "figures", "", "comma-separated groups of figures: "+strings.Join(groupNames(), ", ")+" (default: all)")
-	flag.IntVar(&o.rounds, "rounds", 5, "rounds; subjects take turns within each")
-	flag.DurationVar(&o.duration, "duration", 0, "of a single measurement (default: the suite's own: 1.5s, endurance: 5m)")
+	flag.StringVar(&o.figures, "figures", "", "comma-separated groups of figures: "+strings.Join(groupNames(), ", ")+"; of carriers, names of metrics or their beginnings (default: all)")
+	flag.IntVar(&o.rounds, "rounds", 0, fmt.Sprintf("rounds; subjects take turns within each (default: the suite's own: %d, carriers and scale 3, endurance 1)", defaultRounds))
+	flag.DurationVar(&o.duration, "duration", 0, "of a single measurement (default: the suite's own: 1.5s, delay 5s, carriers 1s, scale 10s, endurance 5m)")
 	flag.StringVar(&o.decoynet, "decoynet", "bin/decoynet", "the binary to measure; peers alone are measured where it is missing")
 	flag.StringVar(&o.out, "out", "bench/out", "folder of the JSON files")
 	flag.StringVar(&o.closes, "close", "client", "who closes a connection first: client or service")
@@ -67,7 +71,23 @@ func main() {
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	exit(run(ctx, o, os.Stdout))
+	exit(runAll(ctx, *only, o))
+}
+
+// runAll runs suites one after the other; one that fails does not hold up the
+// others.
+func runAll(ctx context.Context, only string, o options) error {
+	var errs []error
+	for name := range strings.SplitSeq(only, ",") {
+		if ctx.Err() != nil {
+			break
+		}
+		o.only = name
+		if err := run(ctx, o, os.Stdout); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func exit(err error) {

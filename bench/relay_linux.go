@@ -30,16 +30,17 @@ var relaySuite = suite{
 	targets:  relayTargets(),
 	groups: []group{
 		{name: "idle", take: takeIdle, fits: hasProcess},
-		{name: "connections", take: takeConnections},
+		{name: "connections", take: takeConnections(parallels...)},
 		{name: "moved", take: takeMoved, fits: unbounded},
-		{name: "streams", take: takeStreams, fits: unbounded},
+		{name: "streams", take: takeStreams(streamCounts...), fits: unbounded},
 	},
 }
 
 // parallels are the numbers of connections at a time.
 var parallels = []int{32, 512}
 
-func relayMetrics() []figure.Metric {
+// connectionMetrics are those of takeConnections.
+func connectionMetrics(parallels ...int) []figure.Metric {
 	var m []figure.Metric
 	for _, n := range parallels {
 		at := fmt.Sprintf("_%d", n)
@@ -48,23 +49,38 @@ func relayMetrics() []figure.Metric {
 			figure.Metric{Name: "connections" + at, Unit: "1/s", What: "connect, the service speaks first, close" + what},
 			figure.Metric{Name: "latency_p50" + at, Unit: "us", What: "connect to first byte, median" + what},
 			figure.Metric{Name: "latency_p99" + at, Unit: "us", What: "connect to first byte, 99th percentile" + what},
-			figure.Metric{Name: "cpu" + at, Unit: "s/1000", What: "CPU seconds of the gateway process per 1,000 connections" + what},
+			figure.Metric{Name: "cpu" + at, Unit: "s/1000", What: "CPU seconds of the gateway processes per 1,000 connections" + what},
 			figure.Metric{Name: "cpu_user" + at, Unit: "s/1000", What: "of it in user space"},
 			figure.Metric{Name: "cpu_system" + at, Unit: "s/1000", What: "of it in the kernel"},
 			figure.Metric{Name: "failed" + at, Unit: "connections", What: "that got no first byte" + what},
 		)
 	}
+	return m
+}
+
+// streamMetrics are those of takeStreams.
+func streamMetrics(counts ...int) []figure.Metric {
+	var m []figure.Metric
+	for _, d := range directions {
+		for _, n := range counts {
+			m = append(m,
+				figure.Metric{Name: streamMetric(d, n), Unit: "Gbit/s", What: fmt.Sprintf("%s over %d streams", d.what, n)},
+				figure.Metric{Name: streamCPU(d, n), Unit: "s/GB", What: "CPU seconds of the gateway processes per GB of it"},
+			)
+		}
+	}
+	return m
+}
+
+func relayMetrics() []figure.Metric {
+	m := connectionMetrics(parallels...)
 	spread := fmt.Sprintf(", %d at a time over %d decoys", movedParallel, subject.Decoys)
 	m = append(m,
 		figure.Metric{Name: "moved_ports", Unit: "%", What: "connections whose source port the service saw changed" + spread},
 		figure.Metric{Name: "connections_spread", Unit: "1/s", What: "the rate of it" + spread},
 		figure.Metric{Name: "failed_spread", Unit: "connections", What: "that got no first byte" + spread},
 	)
-	for _, d := range directions {
-		for _, n := range streamCounts {
-			m = append(m, figure.Metric{Name: streamMetric(d, n), Unit: "Gbit/s", What: fmt.Sprintf("%s over %d streams", d.what, n)})
-		}
-	}
+	m = append(m, streamMetrics(streamCounts...)...)
 	return append(m,
 		figure.Metric{Name: "idle_rss", Unit: "KB/flow", What: fmt.Sprintf("resident memory that %d idle flows add to a fresh gateway process", idleFlows)},
 		figure.Metric{Name: "idle_rss_total", Unit: "MB", What: "resident memory with them"},
@@ -107,7 +123,7 @@ func relayTargets() []figure.Target {
 	return t
 }
 
-func hasProcess(in *subject.Instance) bool { return in.Command != nil && unbounded(in) }
+func hasProcess(in *subject.Instance) bool { return in.Run != nil && unbounded(in) }
 
 func unbounded(in *subject.Instance) bool { return in.Parallel == 0 }
 
@@ -115,6 +131,9 @@ func unbounded(in *subject.Instance) bool { return in.Parallel == 0 }
 func (b *bench) connect(in *subject.Instance, parallel, decoys int) load.Spec {
 	if in.Parallel > 0 {
 		parallel = min(parallel, in.Parallel)
+	}
+	if b.quick {
+		parallel = min(parallel, quickParallel)
 	}
 	return load.Spec{
 		Kind: load.Connect, Targets: in.Site.Targets(decoys), Parallel: parallel,
@@ -129,16 +148,18 @@ func warm(ctx context.Context, in *subject.Instance, spec load.Spec) error {
 	return err
 }
 
-func takeConnections(ctx context.Context, b *bench, in *subject.Instance) error {
-	for _, n := range parallels {
-		if in.Parallel > 0 && n != parallels[0] {
-			continue
+func takeConnections(parallels ...int) func(context.Context, *bench, *subject.Instance) error {
+	return func(ctx context.Context, b *bench, in *subject.Instance) error {
+		for _, n := range parallels {
+			if in.Parallel > 0 && n != parallels[0] {
+				continue
+			}
+			if err := b.takeConnectionsAt(ctx, in, n); err != nil {
+				return err
+			}
 		}
-		if err := b.takeConnectionsAt(ctx, in, n); err != nil {
-			return err
-		}
+		return nil
 	}
-	return nil
 }
 
 func (b *bench) takeConnectionsAt(ctx context.Context, in *subject.Instance, n int) error {
@@ -222,19 +243,44 @@ var (
 
 func streamMetric(d direction, n int) string { return fmt.Sprintf("throughput_%s_%d", d.name, n) }
 
-func takeStreams(ctx context.Context, b *bench, in *subject.Instance) error {
-	for _, n := range streamCounts {
-		for _, d := range directions {
-			spec := load.Spec{Kind: d.kind, Targets: in.Site.Targets(1), Parallel: n, Duration: b.duration, Timeout: connectTimeout}
-			r, err := in.Site.Load(ctx, spec, nil)
-			if err != nil {
-				return err
-			}
-			b.record(in, streamMetric(d, n), r.GbitPerSecond())
-			if r.Failures() > 0 {
-				b.report.Void(in.Name, streamMetric(d, n), fmt.Sprintf("round %d: streams broke: %v", b.round+1, r.Failed))
+func streamCPU(d direction, n int) string { return fmt.Sprintf("cpu_%s_%d", d.name, n) }
+
+func takeStreams(counts ...int) func(context.Context, *bench, *subject.Instance) error {
+	return func(ctx context.Context, b *bench, in *subject.Instance) error {
+		for _, n := range counts {
+			for _, d := range directions {
+				if err := b.takeStreamsAt(ctx, in, d, n); err != nil {
+					return err
+				}
 			}
 		}
+		return nil
+	}
+}
+
+func (b *bench) takeStreamsAt(ctx context.Context, in *subject.Instance, d direction, n int) error {
+	spec := load.Spec{Kind: d.kind, Targets: in.Site.Targets(1), Parallel: n, Duration: b.duration, Timeout: connectTimeout}
+	before, process, err := in.Usage()
+	if err != nil {
+		return err
+	}
+	r, err := in.Site.Load(ctx, spec, nil)
+	if err != nil {
+		return err
+	}
+	b.record(in, streamMetric(d, n), r.GbitPerSecond())
+	if process {
+		after, _, err := in.Usage()
+		if err != nil {
+			return err
+		}
+		b.record(in, streamCPU(d, n), (after.User+after.System-before.User-before.System).Seconds()*1e9/float64(r.Bytes))
+	}
+	if r.Failures() > 0 {
+		b.report.Void(in.Name, streamMetric(d, n), fmt.Sprintf("round %d: streams broke: %v", b.round+1, r.Failed))
+	}
+	if lost := in.Site.RoadLost(); lost != "" {
+		b.report.Void(in.Name, streamMetric(d, n), fmt.Sprintf("round %d: %s", b.round+1, lost))
 	}
 	return nil
 }

@@ -11,9 +11,13 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
+	"decoynet/bench/carrier"
 	"decoynet/bench/load"
+	"decoynet/bench/road"
 	"decoynet/bench/snat"
+	"decoynet/internal/pki"
 )
 
 // runRole runs the part that the arguments name, where they name one: this
@@ -30,9 +34,17 @@ func runRole(args []string) (handled bool, err error) {
 	case "serve":
 		debug.SetGCPercent(-1) // its loop allocates nothing
 		cancel()               // SIGTERM ends it at once
-		return true, load.Serve(context.Background(), netip.IPv4Unspecified(), func() { fmt.Println("ready") })
+		return true, load.Serve(context.Background(), netip.IPv4Unspecified(), ready)
 	case "snat":
 		return true, relaySNAT(ctx, args[1:])
+	case "road":
+		return true, carryFrames(ctx, args[1:])
+	case "carry-serve":
+		return true, serveCarrier(ctx, args[1:])
+	case "carry-load":
+		return true, loadCarrier(ctx, args[1:])
+	case "fleet":
+		return true, runFleet(ctx, args[1:])
 	}
 	return false, nil
 }
@@ -76,3 +88,57 @@ func relaySNAT(ctx context.Context, args []string) error {
 	}
 	return snat.Relay{From: from, Service: service, Port: load.PortBanner}.Run(ctx)
 }
+
+// carryFrames is a long way between two cards. What it loses it says on the
+// standard error.
+func carryFrames(ctx context.Context, args []string) error {
+	if len(args) != 3 {
+		return errors.New("road: takes two cards and a delay")
+	}
+	delay, err := time.ParseDuration(args[2])
+	if err != nil {
+		return fmt.Errorf("road: %w", err)
+	}
+	return road.Run(ctx, road.Config{Near: args[0], Far: args[1], Delay: delay}, ready,
+		func(err error) { fmt.Fprintln(os.Stderr, err) })
+}
+
+// serveCarrier is the far end of a carrier.
+func serveCarrier(ctx context.Context, args []string) error {
+	if len(args) != 3 {
+		return errors.New("carry-serve: takes a carrier, an address and the folder of its identity")
+	}
+	kind, err := carrier.Find(args[0])
+	if err != nil {
+		return fmt.Errorf("carry-serve: %w", err)
+	}
+	id, err := pki.LoadIdentity(args[2])
+	if err != nil {
+		return fmt.Errorf("carry-serve: %w", err)
+	}
+	server, err := kind.Listen(args[1], id, carrier.Serve)
+	if err != nil {
+		return fmt.Errorf("carry-serve: %w", err)
+	}
+	ready()
+	<-ctx.Done()
+	return server.Close()
+}
+
+func loadCarrier(ctx context.Context, args []string) error {
+	var spec carrier.Spec
+	if len(args) != 1 {
+		return errors.New("carry-load: takes the load as JSON")
+	}
+	if err := json.Unmarshal([]byte(args[0]), &spec); err != nil {
+		return fmt.Errorf("carry-load: %w", err)
+	}
+	r, err := carrier.Run(ctx, spec)
+	if err != nil {
+		return fmt.Errorf("carry-load: %w", err)
+	}
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// ready is what who started a role waits for.
+func ready() { fmt.Println("ready") }

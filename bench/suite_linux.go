@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,15 +17,22 @@ import (
 	"decoynet/bench/subject"
 )
 
+// defaultRounds is how often everything is measured.
+const defaultRounds = 5
+
 // suite is one table and one JSON file.
 type suite struct {
 	subjects []string // the default ones, in the table's order
 	duration time.Duration
-	rounds   int // 0: as the flag says
+	rounds   int           // 0: defaultRounds
+	delay    time.Duration // of the way between a subject's two machines, in each direction
 	peers    []string
 	metrics  []figure.Metric
 	targets  []figure.Target
 	groups   []group
+	// run takes the figures of a suite that compares no gateways, instead of the
+	// groups.
+	run func(ctx context.Context, b *bench) error
 }
 
 // group takes some figures of one subject.
@@ -40,7 +48,15 @@ type group struct {
 var suites = map[string]suite{
 	"relay":     relaySuite,
 	"endurance": enduranceSuite,
+	"tunnel":    tunnelSuite,
+	"hop":       hopSuite,
+	"delay":     delaySuite,
+	"carriers":  carriersSuite(),
+	"scale":     scaleSuite(),
 }
+
+// usualSuites are run where none is named.
+var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale"}
 
 func suiteNames() []string { return slices.Sorted(maps.Keys(suites)) }
 
@@ -48,14 +64,19 @@ func groupNames() []string {
 	var names []string
 	for _, suite := range suiteNames() {
 		for _, g := range suites[suite].groups {
-			names = append(names, g.name)
+			if !slices.Contains(names, g.name) {
+				names = append(names, g.name)
+			}
 		}
 	}
 	return names
 }
 
-// quickDuration is that of a measurement with -quick.
+// quickDuration is that of a measurement with -quick where none is given.
 const quickDuration = 300 * time.Millisecond
+
+// quickParallel bounds the connections at a time with -quick.
+const quickParallel = 64
 
 // bench is one run of a suite.
 type bench struct {
@@ -68,9 +89,13 @@ type bench struct {
 
 // record adds a sample of the current round.
 func (b *bench) record(in *subject.Instance, metric string, value float64) {
-	b.report.Add(b.round, in.Name, metric, value)
+	b.sample(in.Name, metric, value)
+}
+
+func (b *bench) sample(name, metric string, value float64) {
+	b.report.Add(b.round, name, metric, value)
 	if b.verbose {
-		fmt.Fprintf(b.log, "  %-10s %-22s %.4g\n", in.Name, metric, value)
+		fmt.Fprintf(b.log, "  %-15s %-22s %.4g\n", name, metric, value)
 	}
 }
 
@@ -82,29 +107,36 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	if o.closes != "client" && o.closes != "service" {
 		return fmt.Errorf("-close %q: client or service", o.closes)
 	}
+	if o.rounds == 0 {
+		o.rounds = cmp.Or(s.rounds, defaultRounds)
+	}
 	if o.rounds < 1 || o.decoys < 1 || o.decoys > subject.Decoys {
 		return fmt.Errorf("-rounds %d -decoys %d: at least one of each, and %d decoys at most", o.rounds, o.decoys, subject.Decoys)
 	}
-	if o.duration == 0 {
+	switch {
+	case o.duration == 0 && o.quick:
+		o.duration = quickDuration
+	case o.duration == 0:
 		o.duration = s.duration
 	}
-	if s.rounds > 0 {
-		o.rounds = s.rounds
-	}
 	if o.quick {
-		o.rounds, o.duration = 1, quickDuration
-	}
-	subjects, err := choose(o, s, out)
-	if err != nil {
-		return err
+		o.rounds = 1
 	}
 	b := &bench{options: o, log: out}
 	b.report = &figure.Report{Metrics: s.metrics, Peers: s.peers, Targets: s.targets}
-	if b.groups, err = chooseGroups(s.groups, o.figures); err != nil {
-		return err
+	measure := s.run
+	if measure == nil {
+		subjects, err := choose(o, s, out)
+		if err != nil {
+			return err
+		}
+		if b.groups, err = chooseGroups(s.groups, o.figures); err != nil {
+			return err
+		}
+		measure = func(ctx context.Context, b *bench) error { return b.measure(ctx, subjects) }
 	}
 	start := time.Now()
-	failed := b.measure(ctx, subjects)
+	failed := measure(ctx, b)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -124,13 +156,11 @@ func run(ctx context.Context, o options, out io.Writer) error {
 // choose returns the subjects to measure. Those of decoynet are left out, with
 // a word, where its binary is missing.
 func choose(o options, s suite, out io.Writer) ([]subject.Subject, error) {
-	all := map[string]subject.Subject{}
-	for _, p := range []subject.Subject{subject.Routed(), subject.HAProxy(), subject.HAProxyAuto(), subject.Nginx(), subject.SNAT()} {
-		all[p.Name] = p
-	}
 	binary, missing := absolute(o.decoynet)
-	for _, v := range subject.Variants {
-		all[v.Name] = subject.Decoynet(binary, v)
+	all := map[string]subject.Subject{}
+	for _, p := range append(subject.Peers(), subject.Ours(binary)...) {
+		p.Layout.Delay = s.delay
+		all[p.Name] = p
 	}
 	names := s.subjects
 	if o.subjects != "" {
@@ -142,17 +172,13 @@ func choose(o options, s suite, out io.Writer) ([]subject.Subject, error) {
 		if !ok {
 			return nil, fmt.Errorf("unknown subject %q; one of %s", name, strings.Join(slices.Sorted(maps.Keys(all)), ", "))
 		}
-		if missing != nil && isOurs(name) {
+		if missing != nil && p.Ours {
 			fmt.Fprintf(out, "%s is left out: %v\n", name, missing)
 			continue
 		}
 		chosen = append(chosen, p)
 	}
 	return chosen, nil
-}
-
-func isOurs(name string) bool {
-	return slices.ContainsFunc(subject.Variants, func(v subject.Variant) bool { return v.Name == name })
 }
 
 func chooseGroups(all []group, names string) ([]group, error) {

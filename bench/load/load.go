@@ -19,12 +19,13 @@ import (
 const (
 	PortBanner = 80 // sends the banner, waits for the client to close
 	PortSource = 81 // sends for as long as the client reads
-	PortSink   = 82 // counts what it is sent, answers the count on EOF
+	PortSink   = 82 // counts what it is sent, closes on EOF
 	PortCloser = 83 // sends the banner and closes first
+	PortTotal  = 84 // sends how many bytes all sinks have got, closes
 )
 
 // Ports lists all of them in order.
-var Ports = []int{PortBanner, PortSource, PortSink, PortCloser}
+var Ports = []int{PortBanner, PortSource, PortSink, PortCloser, PortTotal}
 
 // bannerLen is the size of the record in which the server reports the peer it
 // saw: two bytes of magic, port, IPv4 address.

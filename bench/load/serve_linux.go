@@ -23,7 +23,7 @@ const chunk = 256 << 10
 type server struct {
 	epoll int
 	roles []serverRole // indexed by descriptor
-	got   []uint64     // bytes a sink connection received
+	sunk  uint64       // bytes that all sinks received
 	zeros []byte
 }
 
@@ -87,9 +87,8 @@ func (s *server) listen(addr netip.Addr, port int) error {
 func (s *server) put(fd int, r serverRole) {
 	for fd >= len(s.roles) {
 		s.roles = append(s.roles, make([]serverRole, 1024)...)
-		s.got = append(s.got, make([]uint64, 1024)...)
 	}
-	s.roles[fd], s.got[fd] = r, 0
+	s.roles[fd] = r
 }
 
 func (s *server) handle(fd int, events uint32) {
@@ -97,7 +96,7 @@ func (s *server) handle(fd int, events uint32) {
 	switch {
 	case r.listener:
 		s.accept(fd, r.port)
-	case r.port == PortBanner, r.port == PortCloser:
+	case r.port == PortBanner, r.port == PortCloser, r.port == PortTotal:
 		s.awaitEOF(fd)
 	case r.port == PortSource:
 		s.send(fd, events)
@@ -133,6 +132,14 @@ func (s *server) accept(listener int, port uint16) {
 			if port == PortCloser {
 				rawShutdown(fd)
 			}
+		case PortTotal:
+			var total [totalLen]byte
+			binary.BigEndian.PutUint64(total[:], s.sunk)
+			if n, e := rawSend(fd, total[:]); e != 0 || n != totalLen {
+				s.drop(fd)
+				continue
+			}
+			rawShutdown(fd)
 		}
 		if e := rawWatch(s.epoll, unix.EPOLL_CTL_ADD, fd, events, int32(fd)); e != 0 {
 			s.drop(fd)
@@ -166,12 +173,8 @@ func (s *server) sink(fd int) {
 	case e == syscall.EAGAIN:
 		return
 	case e == 0 && n > 0:
-		s.got[fd] += uint64(n)
+		s.sunk += uint64(n)
 		return
-	case e == 0:
-		var b [8]byte
-		binary.BigEndian.PutUint64(b[:], s.got[fd])
-		_, _ = rawSend(fd, b[:]) // a client that is gone does without
 	}
 	s.drop(fd)
 }

@@ -4,14 +4,22 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// totalLen is the size of what the server says on PortTotal.
+const totalLen = 8
+
 // streams is the loop behind Download and Upload. What counts is what arrived:
-// the client's own count of a download, the server's count of an upload.
+// the client's own count of a download, the server's count of an upload, which is
+// asked for by a connection of its own: not every gateway carries an answer
+// behind the client's FIN.
 type streams struct {
 	epoll int
 	fds   []int
@@ -44,16 +52,29 @@ func runStreams(ctx context.Context, spec Spec) (Result, error) {
 			return Result{}, fmt.Errorf("watch a stream: %w", e)
 		}
 	}
+	var before uint64
+	if spec.Kind == Upload {
+		if before, err = total(ctx, spec); err != nil {
+			return Result{}, err
+		}
+	}
 	start := time.Now()
 	if err := t.transfer(ctx, spec, start); err != nil {
 		return Result{}, err
 	}
 	if spec.Kind == Upload {
-		if err := t.collect(spec); err != nil {
+		if err := t.finish(spec); err != nil {
 			return Result{}, err
 		}
 	}
 	t.res.Elapsed = time.Since(start)
+	if spec.Kind == Upload {
+		after, err := total(ctx, spec)
+		if err != nil {
+			return Result{}, err
+		}
+		t.res.Bytes = after - before
+	}
 	t.res.Done = uint64(spec.Parallel) - t.res.Failures()
 	return t.res, ctx.Err()
 }
@@ -96,8 +117,8 @@ func (t *streams) send(id int32) {
 	}
 }
 
-// collect half-closes every stream and adds up what the server says it got.
-func (t *streams) collect(spec Spec) error {
+// finish half-closes every stream and waits until the other end has closed it.
+func (t *streams) finish(spec Spec) error {
 	left := 0
 	for id, fd := range t.fds {
 		if fd < 0 {
@@ -124,10 +145,9 @@ func (t *streams) collect(spec Spec) error {
 				continue
 			case e != 0:
 				t.fail(id, unix.ErrnoName(e))
-			case n != len(b):
-				t.fail(id, "EOF")
+			case n != 0:
+				t.fail(id, "bad answer")
 			default:
-				t.res.Bytes += binary.BigEndian.Uint64(b[:])
 				rawClose(t.fds[id])
 				t.fds[id] = -1
 			}
@@ -138,6 +158,36 @@ func (t *streams) collect(spec Spec) error {
 		t.res.Failed["timeout"] += uint64(left)
 	}
 	return nil
+}
+
+// total asks the server how many bytes its sinks have got, until that does not
+// grow any more: a gateway may close a stream before the last of it has arrived.
+func total(ctx context.Context, spec Spec) (n uint64, err error) {
+	for last := ^uint64(0); n != last; {
+		last = n
+		if n, err = askTotal(ctx, spec); err != nil {
+			return 0, fmt.Errorf("ask how much has arrived: %w", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return n, nil
+}
+
+func askTotal(ctx context.Context, spec Spec) (uint64, error) {
+	dialer := net.Dialer{Timeout: spec.Timeout}
+	c, err := dialer.DialContext(ctx, "tcp4", netip.AddrPortFrom(spec.Targets[0], PortTotal).String())
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(spec.Timeout)); err != nil {
+		return 0, err
+	}
+	var b [totalLen]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(b[:]), nil
 }
 
 func (t *streams) fail(id int32, why string) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/lab"
 )
 
 // Variant is one way of running decoynet.
@@ -68,16 +69,18 @@ decoys:
 // it: what it needs beyond a kernel's defaults, it has to see to by itself.
 func Decoynet(binary string, v Variant) Subject {
 	return Subject{
-		Name:    v.Name,
-		Prepare: func(*Site) (gateway, service []string) { return v.prepare(), nil },
-		Command: func(s *Site) ([]string, error) {
-			path, err := writeConfig(s, "decoynet.yaml", document, v.data(s, s.Service.NetnsPath()))
+		Name: v.Name, Ours: true,
+		Prepare: func(*Site) Setup { return Setup{Gateway: v.prepare()} },
+		Run: func(ctx context.Context, s *Site, start Start) error {
+			path, err := writeConfig(s.Gateway, "decoynet.yaml", document, v.data(s, s.Service.NetnsPath()))
 			if err != nil {
-				return nil, err
+				return err
 			}
-			return []string{binary, "up", "-c", path, "--data", s.data()}, nil
+			if _, err := start(s.Gateway, binary, "up", "-c", path, "--data", dataOf(s.Gateway)); err != nil {
+				return err
+			}
+			return awaitStatus(ctx, binary, s.Gateway)
 		},
-		Ready: func(ctx context.Context, s *Site) error { return awaitStatus(ctx, binary, s) },
 	}
 }
 
@@ -89,10 +92,11 @@ func (v Variant) prepare() []string {
 	return nil
 }
 
-func (s *Site) data() string { return filepath.Join(s.Gateway.Dir(), "data") }
+// dataOf returns the data directory of decoynet on a machine.
+func dataOf(m *lab.Machine) string { return filepath.Join(m.Dir(), "data") }
 
 func (v Variant) data(s *Site, netns string) documentData {
-	targets := s.Targets(Decoys)
+	targets := decoysIn(s.DecoyPrefix)
 	d := documentData{
 		Segment: "bench", Parent: uplink, Subnet: "10.77.0.0/16", Steering: string(v.Steering),
 		Zone: s.Zone.String(), ZoneLink: zoneLink,
@@ -114,9 +118,10 @@ func portList() string {
 	return deception.JoinPorts(ranges)
 }
 
-func awaitStatus(ctx context.Context, binary string, s *Site) error {
+// awaitStatus waits for the word of the decoynet on a machine.
+func awaitStatus(ctx context.Context, binary string, m *lab.Machine) error {
 	for {
-		out, err := s.Gateway.Command(ctx, binary, "status", "--data", s.data(), "-o", "json").Output()
+		out, err := m.Command(ctx, binary, "status", "--data", dataOf(m), "-o", "json").Output()
 		var status struct {
 			Ready bool `json:"ready"`
 		}
@@ -128,7 +133,7 @@ func awaitStatus(ctx context.Context, binary string, s *Site) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("decoynet is not ready: %w (last: %v %s)", ctx.Err(), err, said(err))
+			return fmt.Errorf("decoynet on %s is not ready: %w (last: %v %s %s)", m, ctx.Err(), err, said(err), out)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

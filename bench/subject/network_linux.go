@@ -1,10 +1,11 @@
 // Package subject brings up what the benchmarks compare: one gateway machine
 // for each way of leading an intruder's connections to a service, side by side
-// on one LAN.
+// on one LAN; or two machines, with a way between them that may be long.
 //
 //	intruder --- LAN switch --- eth0 gateway br-linux --- service
+//	intruder --- LAN switch --- eth0 front eth1 --- eth1 gateway br-linux --- service
 //
-// Every subject has a gateway machine and a service machine of its own, so that
+// Every subject has gateway machines and a service machine of its own, so that
 // one's conntrack, routes and rules are not in another's way. Only the intruder
 // and the switch are shared, and an idle subject costs them nothing.
 package subject
@@ -31,6 +32,7 @@ const Decoys = 100
 // Names inside a gateway machine.
 const (
 	uplink   = "eth0"
+	transit  = "eth1"
 	zoneLink = "br-linux"
 )
 
@@ -58,18 +60,23 @@ type Network struct {
 
 // Site is one subject's share of the network.
 type Site struct {
-	Gateway     *lab.Machine
+	Front       *lab.Machine // takes the intruder's connections; the gateway where it does so itself
+	Gateway     *lab.Machine // the one that the service is behind
 	Service     *lab.Machine
 	DecoyPrefix netip.Prefix // on the LAN
-	Zone        netip.Prefix // behind the gateway
-	ZoneGateway netip.Addr
-	ServiceAddr netip.Addr
-	Aliases     netip.Prefix // further addresses that the service may have
-	network     *Network
+	// Where front and gateway are two machines: their addresses between them.
+	FrontAddr, GatewayAddr netip.Addr
+	Zone                   netip.Prefix // behind the gateway
+	ZoneGateway            netip.Addr
+	ServiceAddr            netip.Addr
+	Aliases                netip.Prefix // further addresses that the service may have
+	targets                []netip.Addr
+	road                   *RoadProcess // nil where the way between the machines is short
+	network                *Network
 }
 
 // NewNetwork builds the LAN and the intruder. self is this program's file; run
-// with the arguments "load", "serve" or "snat" it plays that part.
+// with the arguments "load", "serve", "snat" or "road" it plays that part.
 func NewNetwork(self string) (*Network, error) {
 	l, err := lab.New("")
 	if err != nil {
@@ -90,7 +97,7 @@ func NewNetwork(self string) (*Network, error) {
 func (n *Network) Close() error { return n.lab.Close() }
 
 // AddSite builds the machines of one more subject and starts its service.
-func (n *Network) AddSite(ctx context.Context, name string) (*Site, error) {
+func (n *Network) AddSite(ctx context.Context, name string, layout Layout) (*Site, error) {
 	n.sites++
 	i := n.sites
 	s := &Site{
@@ -103,8 +110,21 @@ func (n *Network) AddSite(ctx context.Context, name string) (*Site, error) {
 	}
 	// Machine names are host names: no underscore.
 	name = strings.ReplaceAll(name, "_", "-")
+	lanAddr := netip.AddrFrom4([4]byte{10, 77, 1, i})
 	s.Gateway = n.lab.Machine("gw-" + name)
-	s.Gateway.Plug(n.lan, uplink, fmt.Sprintf("10.77.1.%d/16", i))
+	s.Front = s.Gateway
+	if layout.Front {
+		s.Front = n.lab.Machine("front-" + name)
+		s.FrontAddr, s.GatewayAddr = netip.AddrFrom4([4]byte{10, 66, i, 1}), netip.AddrFrom4([4]byte{10, 66, i, 2})
+		if err := n.connect(s, name, layout.Delay); err != nil {
+			return nil, err
+		}
+	}
+	s.Front.Plug(n.lan, uplink, lanAddr.String()+"/16")
+	s.targets = []netip.Addr{lanAddr}
+	if !layout.Own {
+		s.targets = decoysIn(s.DecoyPrefix)
+	}
 	zone := s.Gateway.Bridge(zoneLink, s.ZoneGateway.String()+"/24")
 	s.Service = n.lab.Machine("service-" + name)
 	s.Service.Plug(zone, uplink, s.ServiceAddr.String()+"/24")
@@ -116,6 +136,62 @@ func (n *Network) AddSite(ctx context.Context, name string) (*Site, error) {
 		return nil, err
 	}
 	return s, s.serve()
+}
+
+// connect lays the way between front and gateway.
+func (n *Network) connect(s *Site, name string, delay time.Duration) error {
+	near := n.lab.Switch("transit-" + name)
+	far := near
+	if delay > 0 {
+		far = n.lab.Switch("far-" + name)
+	}
+	s.Front.Plug(near, transit, s.FrontAddr.String()+"/24")
+	s.Gateway.Plug(far, transit, s.GatewayAddr.String()+"/24")
+	if delay == 0 {
+		return n.lab.Err()
+	}
+	var err error
+	s.road, err = NewRoad(n.lab.Machine("road-"+name), near, far, delay, n.self)
+	return err
+}
+
+// RoadLost returns what the way between front and gateway lost so far, "" if
+// nothing.
+func (s *Site) RoadLost() string {
+	if s.road == nil {
+		return ""
+	}
+	return s.road.Lost()
+}
+
+// RoadProcess is a long way between two segments.
+type RoadProcess struct{ process *lab.Process }
+
+// Lost returns what the road lost so far, "" if nothing.
+func (r *RoadProcess) Lost() string { return strings.TrimSpace(r.process.Log()) }
+
+// NewRoad makes a machine the way between two segments, which carries every
+// frame with a delay. self is this program's file.
+func NewRoad(m *lab.Machine, near, far *lab.Switch, delay time.Duration, self string) (*RoadProcess, error) {
+	m.Sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+	m.Sysctl("net.ipv6.conf.default.disable_ipv6", "1")
+	m.Plug(near, "eth0")
+	m.Plug(far, "eth1")
+	if err := m.Lab().Err(); err != nil {
+		return nil, err
+	}
+	p, err := Role(m, self, "road", "eth0", "eth1", delay.String())
+	return &RoadProcess{p}, err
+}
+
+func decoysIn(p netip.Prefix) []netip.Addr {
+	decoys := make([]netip.Addr, Decoys)
+	a := p.Addr()
+	for i := range decoys {
+		a = a.Next()
+		decoys[i] = a
+	}
+	return decoys
 }
 
 // plainBridge keeps bridged frames from the IP packet filter's hooks, as on a
@@ -135,34 +211,33 @@ func shell(ctx context.Context, m *lab.Machine, lines ...string) error {
 
 // serve starts the service and waits until it listens.
 func (s *Site) serve() error {
-	cmd := s.Service.Command(context.Background(), s.network.self, "serve")
+	_, err := Role(s.Service, s.network.self, "serve")
+	return err
+}
+
+// Role starts a part that this program, the file self, plays on a machine, and
+// waits until it says that it is ready.
+func Role(m *lab.Machine, self string, args ...string) (*lab.Process, error) {
+	cmd := m.Command(context.Background(), self, args...)
 	r, w, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("make a pipe: %w", err)
+		return nil, fmt.Errorf("make a pipe: %w", err)
 	}
 	defer r.Close()
 	cmd.Stdout = w
-	p, err := s.Service.StartCommand(cmd)
-	w.Close() // the service's own copy stays open
+	p, err := m.StartCommand(cmd)
+	w.Close() // the process's own copy stays open
 	if err != nil {
-		return fmt.Errorf("start the service: %w", err)
+		return nil, fmt.Errorf("start %s: %w", args[0], err)
 	}
 	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
-		return fmt.Errorf("wait for the service: %w: %s", err, p.Log())
+		return nil, fmt.Errorf("wait for %s: %w: %s", args[0], err, p.Log())
 	}
-	return nil
+	return p, nil
 }
 
-// Targets returns the first count decoy addresses.
-func (s *Site) Targets(count int) []netip.Addr {
-	targets := make([]netip.Addr, count)
-	a := s.DecoyPrefix.Addr()
-	for i := range targets {
-		a = a.Next()
-		targets[i] = a
-	}
-	return targets
-}
+// Targets returns the first count decoy addresses, or all where there are fewer.
+func (s *Site) Targets(count int) []netip.Addr { return s.targets[:min(count, len(s.targets))] }
 
 // Load runs a load from the intruder's machine. While the flows of a Hold load
 // stand, held is called.

@@ -1,6 +1,7 @@
 package subject
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"text/template"
 
 	"decoynet/bench/load"
+	"decoynet/internal/lab"
 )
 
 // Routed is the yardstick of what the machine can do: the gateway forwards to
@@ -15,33 +17,38 @@ import (
 func Routed() Subject {
 	return Subject{
 		Name: "routed",
-		Prepare: func(s *Site) (gateway, service []string) {
-			gateway = []string{
+		Prepare: func(s *Site) Setup {
+			gateway := []string{
 				"sysctl -qw net.ipv4.ip_forward=1",
 				fmt.Sprintf("ip route add %s via %s", s.DecoyPrefix, s.ServiceAddr),
 				// The intruder takes the decoys for neighbours, as it does
 				// everywhere else, so the gateway answers ARP for them.
 				fmt.Sprintf("sysctl -qw net.ipv4.conf.%s.proxy_arp=1 net.ipv4.neigh.%s.proxy_delay=0", uplink, uplink),
 			}
-			return gateway, []string{fmt.Sprintf("ip route add local %s dev lo", s.DecoyPrefix)}
+			return Setup{Gateway: gateway, Service: []string{ownDecoys(s)}}
 		},
 	}
 }
 
 // The peers' ports equal the service's: they lie below the intruder's ephemeral
 // ports, so the wildcard listeners are in no transparent bind's way.
-var peerPorts = []int{load.PortBanner, load.PortSource, load.PortSink, load.PortCloser}
+var peerPorts = load.Ports
 
-// transparentSource returns the lines that make a gateway machine own the
-// decoys and deliver the service's replies to transparent sockets. The machine
-// is tuned as its administrator would: a source port that comes round may
-// replace a connection that closed more than a second ago.
-func transparentSource(s *Site) []string {
+// reuse tunes a machine as its administrator would: a source port that comes
+// round may replace a connection that closed more than a second ago.
+const reuse = "sysctl -qw net.ipv4.tcp_tw_reuse=1"
+
+// ownDecoys returns the line that makes a machine own the decoys.
+func ownDecoys(s *Site) string { return fmt.Sprintf("ip route add local %s dev lo", s.DecoyPrefix) }
+
+// transparentSource returns the lines that let a gateway machine dial the
+// service with the intruders' addresses: the service's replies are delivered to
+// transparent sockets.
+func transparentSource() []string {
 	return []string{
-		"sysctl -qw net.ipv4.tcp_tw_reuse=1",
+		reuse,
 		"sysctl -qw net.ipv4.conf.all.rp_filter=0",
 		fmt.Sprintf("sysctl -qw net.ipv4.conf.%s.rp_filter=0", zoneLink),
-		fmt.Sprintf("ip route add local %s dev lo", s.DecoyPrefix),
 		fmt.Sprintf("ip rule add iif %s lookup 100", zoneLink),
 		"ip route add local default dev lo table 100",
 	}
@@ -60,8 +67,8 @@ table ip steer {
 END`, uplink, s.DecoyPrefix, peerPorts[0], peerPorts[len(peerPorts)-1])
 }
 
-func steered(s *Site) (gateway, service []string) {
-	return append(transparentSource(s), tproxy(s)), nil
+func steered(s *Site) Setup {
+	return Setup{Gateway: append(transparentSource(), ownDecoys(s), tproxy(s))}
 }
 
 type peerConfig struct {
@@ -84,13 +91,14 @@ func configOf(s *Site) peerConfig {
 	return c
 }
 
-// writeConfig fills in a template and returns the file's path.
-func writeConfig(s *Site, name string, t *template.Template, data any) (string, error) {
+// writeConfig fills in a template in a machine's folder and returns the file's
+// path.
+func writeConfig(m *lab.Machine, name string, t *template.Template, data any) (string, error) {
 	var text strings.Builder
 	if err := t.Execute(&text, data); err != nil {
 		return "", fmt.Errorf("write %s: %w", name, err)
 	}
-	path := filepath.Join(s.Gateway.Dir(), name)
+	path := filepath.Join(m.Dir(), name)
 	if err := os.WriteFile(path, []byte(text.String()), 0o644); err != nil {
 		return "", fmt.Errorf("write %s: %w", name, err)
 	}
@@ -141,13 +149,20 @@ func haproxy(name string, plain bool) Subject {
 	return Subject{
 		Name:    name,
 		Prepare: steered,
-		Command: func(s *Site) ([]string, error) {
+		Run: func(_ context.Context, s *Site, start Start) error {
 			c := configOf(s)
 			c.Plain = plain
-			path, err := writeConfig(s, "haproxy.cfg", haproxyConfig, c)
-			return []string{"haproxy", "-db", "-f", path}, err
+			return startHAProxy(s.Gateway, haproxyConfig, c, start)
 		},
 	}
+}
+
+func startHAProxy(m *lab.Machine, t *template.Template, data any, start Start) error {
+	path, err := writeConfig(m, "haproxy.cfg", t, data)
+	if err == nil {
+		_, err = start(m, "haproxy", "-db", "-f", path)
+	}
+	return err
 }
 
 // nginxConfig: the same for nginx; its workers keep CAP_NET_RAW as root's.
@@ -183,14 +198,17 @@ stream {
 func Nginx() Subject {
 	return Subject{
 		Name: "nginx",
-		Prepare: func(s *Site) (gateway, service []string) {
+		Prepare: func(s *Site) Setup {
 			// It binds without SO_REUSEADDR, so a source port that comes round
 			// within the minute of TIME_WAIT would be refused: do without.
-			return append(transparentSource(s), "sysctl -qw net.ipv4.tcp_max_tw_buckets=0"), nil
+			return Setup{Gateway: append(transparentSource(), ownDecoys(s), "sysctl -qw net.ipv4.tcp_max_tw_buckets=0")}
 		},
-		Command: func(s *Site) ([]string, error) {
-			path, err := writeConfig(s, "nginx.conf", nginxConfig, configOf(s))
-			return []string{"nginx", "-e", "stderr", "-c", path}, err
+		Run: func(_ context.Context, s *Site, start Start) error {
+			path, err := writeConfig(s.Gateway, "nginx.conf", nginxConfig, configOf(s))
+			if err == nil {
+				_, err = start(s.Gateway, "nginx", "-e", "stderr", "-c", path)
+			}
+			return err
 		},
 	}
 }
@@ -201,11 +219,10 @@ func SNAT() Subject {
 	return Subject{
 		Name:     "snat-rule",
 		Parallel: 8,
-		Prepare: func(s *Site) (gateway, service []string) {
-			return []string{fmt.Sprintf("ip route add local %s dev lo", s.DecoyPrefix)}, nil
-		},
-		Command: func(s *Site) ([]string, error) {
-			return []string{s.network.self, "snat", s.ZoneGateway.String(), s.ServiceAddr.String()}, nil
+		Prepare:  func(s *Site) Setup { return Setup{Gateway: []string{ownDecoys(s)}} },
+		Run: func(_ context.Context, s *Site, start Start) error {
+			_, err := start(s.Gateway, s.network.self, "snat", s.ZoneGateway.String(), s.ServiceAddr.String())
+			return err
 		},
 	}
 }

@@ -4,33 +4,64 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"decoynet/bench/load"
 	"decoynet/internal/lab"
 )
 
+// Layout says what stands between intruder and service. The zero value is one
+// gateway machine with decoys on the LAN.
+type Layout struct {
+	Front bool          // a machine of its own takes the intruder's connections
+	Own   bool          // at its own address, not at decoys
+	Delay time.Duration // of the way between the two machines, in each direction
+}
+
+// Setup holds shell lines for a site's machines, run once.
+type Setup struct{ Front, Gateway, Service []string }
+
+// Start starts a program on a machine as part of the subject: what it uses is
+// the subject's, and it ends with it.
+type Start func(m *lab.Machine, argv ...string) (*lab.Process, error)
+
 // Subject is one way of leading connections to a service.
 type Subject struct {
-	Name string
-	// Prepare returns shell lines, for the gateway machine and the service's,
-	// that are run once.
-	Prepare func(s *Site) (gateway, service []string)
-	// Command writes its configuration in the gateway machine's folder and returns the gateway
-	// process's arguments. It is nil where the kernel does it all.
-	Command func(s *Site) ([]string, error)
-	// Ready, where there is one, waits for the subject's own word.
-	Ready func(ctx context.Context, s *Site) error
+	Name   string
+	Ours   bool // needs decoynet's binary
+	Layout Layout
+	// Prepare returns how the site's machines are set up.
+	Prepare func(s *Site) Setup
+	// Run writes configurations into the machines' folders, starts the subject's
+	// processes and, where they have a word for it, waits until they are ready.
+	// It is nil where the kernel does it all.
+	Run func(ctx context.Context, s *Site, start Start) error
 	// Parallel bounds the connections at a time that make sense here; 0 is no
 	// bound. A bounded subject is measured in connections per second only.
 	Parallel int
 }
 
+// Peers returns what decoynet is compared with.
+func Peers() []Subject {
+	return []Subject{Routed(), HAProxy(), HAProxyAuto(), Nginx(), SNAT(), HAProxyTLS(), HAProxyTLSDirect(), HAProxyMMProxy()}
+}
+
+// Ours returns the ways of running decoynet's binary.
+func Ours(binary string) []Subject {
+	ours := []Subject{Tunnel(binary), Hop(binary)}
+	for _, v := range Variants {
+		ours = append(ours, Decoynet(binary, v))
+	}
+	return ours
+}
+
 // Instance is a subject that is up.
 type Instance struct {
 	Subject
-	Site    *Site
-	process *lab.Process
+	Site      *Site
+	processes []*lab.Process
 }
 
 // readyWithin is how long a subject may take from its start to the first
@@ -39,49 +70,53 @@ const readyWithin = 40 * time.Second
 
 // Up builds the subject's site and starts it.
 func Up(ctx context.Context, n *Network, s Subject) (*Instance, error) {
-	site, err := n.AddSite(ctx, s.Name)
+	site, err := n.AddSite(ctx, s.Name, s.Layout)
 	if err != nil {
 		return nil, fmt.Errorf("build the site of %s: %w", s.Name, err)
 	}
-	gateway, service := s.Prepare(site)
-	if err := shell(ctx, site.Gateway, gateway...); err != nil {
-		return nil, err
-	}
-	if err := shell(ctx, site.Service, service...); err != nil {
-		return nil, err
+	setup := s.Prepare(site)
+	for _, part := range []struct {
+		on    *lab.Machine
+		lines []string
+	}{{site.Front, setup.Front}, {site.Gateway, setup.Gateway}, {site.Service, setup.Service}} {
+		if err := shell(ctx, part.on, part.lines...); err != nil {
+			return nil, err
+		}
 	}
 	in := &Instance{Subject: s, Site: site}
 	return in, in.Start(ctx)
 }
 
-// Start starts the gateway process and returns when connections get through.
+// Start starts the subject's processes and returns when connections get through.
 func (in *Instance) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	if in.Command != nil {
-		argv, err := in.Command(in.Site)
-		if err == nil {
-			in.process, err = in.Site.Gateway.Start(argv[0], argv[1:]...)
-		}
-		if err != nil {
-			return fmt.Errorf("start %s: %w", in.Name, err)
-		}
-	}
-	if in.Ready != nil {
-		if err := in.Ready(ctx, in.Site); err != nil {
-			return fmt.Errorf("wait for %s: %w%s", in.Name, err, in.log())
+	if in.Run != nil {
+		if err := in.Run(ctx, in.Site, in.start); err != nil {
+			return fmt.Errorf("start %s: %w%s", in.Name, err, in.log())
 		}
 	}
 	return in.probe(ctx)
 }
 
+func (in *Instance) start(m *lab.Machine, argv ...string) (*lab.Process, error) {
+	p, err := m.Start(argv[0], argv[1:]...)
+	if err == nil {
+		in.processes = append(in.processes, p)
+	}
+	return p, err
+}
+
 // probe waits until a handful of connections to the first decoy all work.
 func (in *Instance) probe(ctx context.Context) error {
-	spec := load.Spec{Kind: load.Connect, Targets: in.Site.Targets(1), Parallel: 1, Limit: 3, Duration: time.Second, Timeout: time.Second}
+	spec := load.Spec{Kind: load.Connect, Targets: in.Site.Targets(1), Parallel: 1, Limit: 3, Duration: 2 * time.Second, Timeout: 2 * time.Second}
 	for {
 		r, err := in.Site.Load(ctx, spec, nil)
 		if err == nil && r.Done >= spec.Limit && r.Failures() == 0 {
 			return nil
+		}
+		if dead := in.ended(); dead != nil {
+			return fmt.Errorf("wait for %s to serve: %w%s", in.Name, dead, in.log())
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("wait for %s to serve: %w (failures: %v)%s", in.Name, errors.Join(ctx.Err(), err), r.Failed, in.log())
@@ -90,37 +125,50 @@ func (in *Instance) probe(ctx context.Context) error {
 	}
 }
 
-// Usage returns what the gateway process uses; false where there is none.
-func (in *Instance) Usage() (Usage, bool, error) {
-	if in.process == nil {
-		return Usage{}, false, nil
-	}
-	u, err := UsageOf(in.process.PID())
-	if err != nil {
-		return u, true, fmt.Errorf("%s: %w%s", in.Name, err, in.log())
-	}
-	return u, true, nil
-}
-
-// Stop ends the gateway process; Start brings up a fresh one.
-func (in *Instance) Stop(ctx context.Context) error {
-	if in.process == nil {
-		return nil
-	}
-	err := in.process.Stop(ctx)
-	in.process = nil
-	if err != nil {
-		return fmt.Errorf("stop %s: %w", in.Name, err)
+// ended returns an error where one of the subject's processes has ended.
+func (in *Instance) ended() error {
+	for _, p := range in.processes {
+		select {
+		case <-p.Done():
+			return fmt.Errorf("process %d has ended", p.PID())
+		default:
+		}
 	}
 	return nil
 }
 
-// log returns the end of what the gateway process said, for an error.
-func (in *Instance) log() string {
-	if in.process == nil {
-		return ""
+// Usage returns what the subject's processes use together; false where there
+// are none.
+func (in *Instance) Usage() (sum Usage, any bool, err error) {
+	for _, p := range in.processes {
+		u, err := UsageOf(p.PID())
+		if err != nil {
+			return sum, true, fmt.Errorf("%s: %w%s", in.Name, err, in.log())
+		}
+		sum.add(u)
 	}
-	s := in.process.Log()
+	return sum, len(in.processes) > 0, nil
+}
+
+// Stop ends the subject's processes; Start brings up fresh ones.
+func (in *Instance) Stop(ctx context.Context) error {
+	var errs []error
+	for _, p := range slices.Backward(in.processes) {
+		if err := p.Stop(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", in.Name, err))
+		}
+	}
+	in.processes = nil
+	return errors.Join(errs...)
+}
+
+// log returns the ends of what the subject's processes said, for an error.
+func (in *Instance) log() string {
 	const enough = 4096
-	return "\n" + s[max(0, len(s)-enough):]
+	var b strings.Builder
+	for _, p := range in.processes {
+		s := p.Log()
+		fmt.Fprintf(&b, "\n%s", s[max(0, len(s)-enough):])
+	}
+	return b.String()
 }

@@ -18,6 +18,13 @@ type Usage struct {
 	Descriptors  int
 }
 
+func (u *Usage) add(v Usage) {
+	u.User += v.User
+	u.System += v.System
+	u.RSS += v.RSS
+	u.Descriptors += v.Descriptors
+}
+
 // clockTick is the unit of the times in /proc: USER_HZ is 100 on every
 // architecture Go runs on, whatever the kernel's own HZ.
 const clockTick = 10 * time.Millisecond
@@ -37,10 +44,7 @@ func UsageOf(root int) (Usage, error) {
 		if err != nil {
 			return sum, fmt.Errorf("read the usage of process %d: %w", pid, err)
 		}
-		sum.User += u.User
-		sum.System += u.System
-		sum.RSS += u.RSS
-		sum.Descriptors += u.Descriptors
+		sum.add(u)
 	}
 	return sum, nil
 }

@@ -393,10 +393,12 @@ func (b *branch) testEnds() {
 // exchange sends a word each way.
 func exchange(t *testing.T, a, b *net.TCPConn) {
 	t.Helper()
+	for _, c := range []*net.TCPConn{a, b} {
+		check(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+	}
 	for _, way := range [][2]*net.TCPConn{{a, b}, {b, a}} {
 		_, err := way[0].Write([]byte("word"))
 		check(t, err)
-		check(t, way[1].SetReadDeadline(time.Now().Add(10*time.Second)))
 		buf := make([]byte, 4)
 		_, err = io.ReadFull(way[1], buf)
 		check(t, err)
