@@ -166,6 +166,12 @@ func (in *Ingress) Apply(ctx context.Context, state *deception.State, peers map[
 		}
 	}
 	var errs []error
+	in.problems = nil
+	if len(want) > 0 && in.cfg.Identity == nil {
+		// Said, and no error: what this machine does for itself is not touched by it.
+		in.problems = append(in.problems, "agents on other machines cannot come: this machine has no certificate; enrol it with a controller (decoynet join)")
+		clear(want)
+	}
 	for _, at := range slices.SortedFunc(maps.Keys(want), netip.AddrPort.Compare) {
 		if in.listeners[at] == nil {
 			if err := in.listen(ctx, at); err != nil {
@@ -177,7 +183,6 @@ func (in *Ingress) Apply(ctx context.Context, state *deception.State, peers map[
 		in.server.Disconnect(func(string) bool { return true })
 	}
 	in.noteHealth()
-	in.problems = nil
 	for _, err := range errs {
 		in.problems = append(in.problems, err.Error())
 	}
@@ -192,9 +197,6 @@ func (in *Ingress) misled(s *deception.Session) bool {
 
 // listen must be called with mu held.
 func (in *Ingress) listen(ctx context.Context, at netip.AddrPort) error {
-	if in.cfg.Identity == nil {
-		return errors.New("this machine has no certificate; enrol it with a controller (decoynet join)")
-	}
 	cfg := net.ListenConfig{KeepAlive: -1} // the tunnel has pings of its own
 	cfg.SetMultipathTCP(false)
 	network := "tcp" // one at :: takes IPv4 as well (RFC 3493, 3.7)

@@ -45,10 +45,18 @@ func newLocalRoles(n *node) *localRoles { return &localRoles{node: n} }
 // asked tells whether the state has anything for the kernel's roles.
 func asked(s *deception.State) bool { return len(s.Segments)+len(s.Zones) > 0 || s.HasGateway(s.Node) }
 
+// spareProcs are for everything that is not a relay loop.
+const spareProcs = 2
+
 func (l *localRoles) make() (err error) {
 	if err := checkCapabilities(); err != nil {
 		return err
 	}
+	// A relay loop waits in a system call of its own, so it holds one of the
+	// scheduler's places. Without a free one besides, the runtime starts and stops
+	// a thread to look for work each time a loop goes to sleep (handoffp in
+	// runtime/proc.go): a third of the system's time at 32 flows at once.
+	runtime.GOMAXPROCS(runtime.NumCPU() + spareProcs)
 	n, k := l.node, &kernelRoles{}
 	l.kernelRoles = k
 	defer func() {

@@ -32,6 +32,9 @@ func (l *localRoles) status(ctx context.Context, s *status) {
 	s.Services = l.serviceStatus(services)
 	if ingress := l.ingress.Status(); len(ingress.Listen)+len(ingress.Problems) > 0 {
 		s.Ingress, _ = json.Marshal(ingress)
+		if l.node.cfg.identity == nil { // else they are errors of apply as well
+			s.Problems = append(s.Problems, ingress.Problems...)
+		}
 	}
 	if egress := l.egress.Status(); len(egress) > 0 {
 		s.Egress, _ = json.Marshal(egress)

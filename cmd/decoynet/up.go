@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -22,9 +21,6 @@ import (
 
 // closeTimeout bounds how long a SIGTERM may take to leave nothing behind.
 const closeTimeout = 20 * time.Second
-
-// spareProcs are for everything that is not a relay loop.
-const spareProcs = 2
 
 func upCommand() *cobra.Command {
 	var o upOptions
@@ -90,11 +86,6 @@ type source struct {
 
 // run runs a node from start to clean end.
 func (n *node) run(ctx context.Context, from source) error {
-	// A relay loop waits in a system call of its own, so it holds one of the
-	// scheduler's places. Without a free one besides, the runtime starts and stops
-	// a thread to look for work each time a loop goes to sleep (handoffp in
-	// runtime/proc.go): a third of the system's time at 32 flows at once.
-	runtime.GOMAXPROCS(runtime.NumCPU() + spareProcs)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)

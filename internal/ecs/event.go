@@ -46,6 +46,8 @@ var classes = map[deception.EventKind]class{
 	deception.EventGatewayLost:   {"network", "info", "failure"},
 	deception.EventGatewayBack:   {"network", "info", "success"},
 	deception.EventSpoolDropped:  {"host", "info", "failure"},
+	deception.EventOverload:      {"network", "denied", "failure"},
+	deception.EventRecordRefused: {"host", "info", "failure"},
 	deception.EventClockOff:      {"host", "info", ""},
 	deception.EventNodeConnected: {"host", "info", ""},
 	deception.EventNodeLost:      {"host", "info", ""},

@@ -10,7 +10,7 @@ import (
 const (
 	// streamSize is what one read of a stream may bring, and so what a direction
 	// holds whose bytes the other end does not take: whole records of the tunnel.
-	streamSize = 2 * tunnel.SegmentSize
+	streamSize = 4 * tunnel.SegmentSize
 	// DatagramSize is room for any datagram.
 	DatagramSize = 64 << 10
 	// firstSize is the buffer that waits where a stream can only be asked by
