@@ -133,8 +133,9 @@ func (c *Client) chooseLocked() {
 }
 
 // Open opens a stream to the first gateway of the list that can take it, on its
-// connection with the fewest streams. It waits for no answer: data may be
-// written at once. The header, at most MaxHeader bytes (else ErrHeaderSize), is
+// connection with the fewest streams; one that has not been heard of for a second
+// comes after all others, before it is given up. Open waits for no answer: data
+// may be written at once. The header, at most MaxHeader bytes (else ErrHeaderSize), is
 // what Stream.Header returns at the other end.
 //
 // While no gateway is usable it waits until ctx is done; then it returns
@@ -151,12 +152,14 @@ func (c *Client) Open(ctx context.Context, header []byte, datagrams bool) (*Stre
 		}
 		now := c.usable.Load()
 		full := false
-		for _, conns := range now.conns {
-			s, err := openOn(conns, header, datagrams)
-			if s != nil {
-				return s, nil
+		for _, quiet := range []bool{false, true} {
+			for _, conns := range now.conns {
+				s, err := openOn(conns, quiet, header, datagrams)
+				if s != nil {
+					return s, nil
+				}
+				full = full || errors.Is(err, errFull)
 			}
-			full = full || errors.Is(err, errFull)
 		}
 		if full {
 			return nil, &ResetError{deception.EndOverload}
@@ -170,19 +173,23 @@ func (c *Client) Open(ctx context.Context, header []byte, datagrams bool) (*Stre
 	}
 }
 
-// openOn opens a stream on the connection with the fewest.
-func openOn(conns []*conn, header []byte, datagrams bool) (s *Stream, err error) {
-	best := conns[0]
-	for _, cn := range conns[1:] {
-		if cn.live.Load() < best.live.Load() {
+// openOn opens a stream on the connection with the fewest, of those that are
+// quiet or of those that are not.
+func openOn(conns []*conn, quiet bool, header []byte, datagrams bool) (s *Stream, err error) {
+	var best *conn
+	for _, cn := range conns {
+		if cn.quiet.Load() == quiet && (best == nil || cn.live.Load() < best.live.Load()) {
 			best = cn
 		}
+	}
+	if best == nil {
+		return nil, nil
 	}
 	if s, err = best.open(header, datagrams); s != nil {
 		return s, nil
 	}
 	for _, cn := range conns {
-		if cn == best {
+		if cn == best || cn.quiet.Load() != quiet {
 			continue
 		}
 		other, otherErr := cn.open(header, datagrams)

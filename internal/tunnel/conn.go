@@ -40,6 +40,7 @@ type conn struct {
 	live    atomic.Int32 // streams in slots
 	serving atomic.Int32 // calls of serve that run
 	dropped atomic.Uint64
+	quiet   atomic.Bool // no byte or no pong for a second: others come first for new streams
 
 	done chan struct{} // closed when reader and writer are gone
 
@@ -174,6 +175,7 @@ func (c *conn) tick() {
 	} else {
 		c.last, c.silent = received, 0
 	}
+	c.quiet.Store(c.silent >= doubtSilence || c.asked != 0 && clock()-c.asked > doubtPatience)
 	var dead error
 	switch {
 	case c.silent >= c.cfg.silence:

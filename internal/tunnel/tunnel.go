@@ -44,6 +44,8 @@ const protocol = "decoynet/1"
 
 const (
 	tickEvery       = 500 * time.Millisecond // pings, and looking for silence
+	doubtSilence    = 2                      // ticks without a byte after which new streams go elsewhere, if they can
+	doubtPatience   = time.Second            // without an answer to a ping, likewise
 	clientSilence   = 4                      // ticks without a byte after which a client gives a connection up
 	serverSilence   = 10                     // the same for a server: the client decides first
 	pongPatience    = 30 * time.Second       // a peer that sends, but does not answer, reads nothing

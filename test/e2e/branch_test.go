@@ -103,9 +103,8 @@ func (b *branch) agentRun(args ...string) (string, error) {
 	return b.Server.Run(b.t.Context(), all[0], all[1:]...)
 }
 
-// join enrols the branch's server with the command that the controller prints,
-// and what the branch's network needs besides.
-func (b *branch) join(args ...string) {
+// prepareAgent lets the agent's user have its data directory and the binary.
+func (b *branch) prepareAgent() {
 	b.t.Helper()
 	check(b.t, os.MkdirAll(b.agentData, 0o700))
 	check(b.t, os.Chown(b.agentData, 65534, 65534))
@@ -113,6 +112,13 @@ func (b *branch) join(args ...string) {
 		check(b.t, os.Chmod(dir, 0o755))
 	}
 	check(b.t, os.Chmod(filepath.Dir(binary), 0o755))
+}
+
+// join enrols the branch's server with the command that the controller prints,
+// and what the branch's network needs besides.
+func (b *branch) join(args ...string) {
+	b.t.Helper()
+	b.prepareAgent()
 	_, err := b.agentRun(append(b.joinCommand("crm-1"), args...)...)
 	check(b.t, err)
 }

@@ -21,6 +21,7 @@ import (
 
 	"decoynet/internal/lab"
 	"decoynet/internal/lab/labtest"
+	"decoynet/internal/pgtest"
 )
 
 // binary is the program under test, built once.
@@ -49,7 +50,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	code := m.Run()
+	code := pgtest.Main(m).Run()
 	if err := leftovers(before); err != nil {
 		fmt.Fprintln(os.Stderr, "after the tests:", err)
 		code = max(code, 1)
