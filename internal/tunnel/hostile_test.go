@@ -343,8 +343,11 @@ func TestRefusedByName(t *testing.T) {
 	eventually(t, "the client knows", func() bool { return strings.Contains(c.Status()[0].Err, "crm-2 was revoked") })
 
 	c = st.clientWith(ClientConfig{Connections: maxPeerConns + 1})
-	eventually(t, "as many connections as may be", func() bool { return c.Status()[0].Connections == maxPeerConns })
 	eventually(t, "the client knows", func() bool { return strings.Contains(c.Status()[0].Err, errTooMany.Error()) })
+	// One that was lost meanwhile may wait for its next attempt longer than a test does.
+	if n := len(st.server.Status().Peers); n > maxPeerConns || n < maxPeerConns-1 {
+		t.Errorf("%d connections of one node; as many as may be are %d", n, maxPeerConns)
+	}
 }
 
 // TestOtherVersion connects to servers that speak TLS, but not this protocol.
