@@ -66,7 +66,7 @@ func controllerCommand() *cobra.Command {
 }
 
 // runController runs the control plane alone.
-func runController(ctx context.Context, o upOptions, doc *config.Document, at netip.AddrPort, urls []string) error {
+func runController(ctx context.Context, o upOptions, doc *config.Document, at netip.AddrPort, urls []string) (err error) {
 	lock, err := lockDirectory(o.data)
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func runController(ctx context.Context, o upOptions, doc *config.Document, at ne
 	if err != nil {
 		return err
 	}
-	defer plane.close()
+	defer func() { err = errors.Join(err, plane.close()) }()
 	if err := plane.load(ctx, o.file); err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func openPlane(o upOptions, doc *config.Document, at netip.AddrPort, urls []stri
 	p = &plane{failed: make(chan error, 1), urls: urls, cancel: func() {}}
 	defer func() {
 		if err != nil {
-			p.close()
+			err = errors.Join(err, p.close())
 		}
 	}()
 	retention := config.DefaultRetention
@@ -168,21 +168,24 @@ func (p *plane) load(ctx context.Context, file string) error {
 	return nil
 }
 
-func (p *plane) close() {
+// close ends what there is, the record last, so that nothing is lost.
+func (p *plane) close() error {
 	p.cancel()
 	p.work.Wait()
+	var errs []error
 	if p.Controller != nil {
-		_ = p.Controller.Close()
+		errs = append(errs, p.Controller.Close())
 	}
 	if p.registry != nil {
-		_ = p.registry.Close()
+		errs = append(errs, p.registry.Close())
 	}
 	if p.reader != nil {
-		_ = p.reader.Close()
+		errs = append(errs, p.reader.Close())
 	}
 	if p.records != nil {
-		_ = closeRecords(p.records)
+		errs = append(errs, closeRecords(p.records))
 	}
+	return errors.Join(errs...)
 }
 
 // writeAccessWord lets the commands on this machine find the controller.
@@ -232,7 +235,7 @@ func inZone(doc *config.Document, a netip.Addr) bool {
 
 // upController runs a node with the controller inside: the document is desired
 // state for all nodes, and this one's part comes without a detour by TLS.
-func upController(ctx context.Context, o upOptions, doc *config.Document) error {
+func upController(ctx context.Context, o upOptions, doc *config.Document) (err error) {
 	lock, err := lockData(o.data)
 	if err != nil {
 		return err
@@ -243,7 +246,7 @@ func upController(ctx context.Context, o upOptions, doc *config.Document) error 
 	if err != nil {
 		return err
 	}
-	defer plane.close()
+	defer func() { err = errors.Join(err, plane.close()) }()
 	if err := plane.load(ctx, o.file); err != nil {
 		return err
 	}
