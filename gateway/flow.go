@@ -151,14 +151,14 @@ func (g *Gateway) Opened(f *relay.Flow) { g.cfg.Recorder.Started(&f.Session) }
 // Close records its end, and has a service that refused looked at.
 func (g *Gateway) Close(f *relay.Flow) {
 	s := &f.Session
-	if len(f.Prelude) > 0 {
-		g.closeHop(s)
-	} else {
-		g.services.closed(s)
-	}
 	if g.noHeads.Load() {
 		s.SourceHead, s.DestinationHead = nil, nil
 	}
+	if len(f.Prelude) > 0 {
+		g.closeHop(s)
+		return
+	}
+	g.services.closed(s)
 	if s.Reason == deception.EndRefused {
 		g.cfg.Suspect(s.Service)
 	}

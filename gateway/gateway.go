@@ -43,6 +43,7 @@ type Gateway struct {
 	hops     atomic.Pointer[map[string]netip.AddrPort] // by service, where its egress is another machine
 	ports    sourcePorts                               // of this machine's own, for hops
 	services dialer
+	unclear  sync.WaitGroup // flows of egresses that have ended, and are not recorded yet
 
 	noHeads atomic.Bool
 }

@@ -1,12 +1,14 @@
 package gateway
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -81,20 +83,44 @@ func (g *Gateway) dialHop(t deception.Transport, egress netip.AddrPort) (int, er
 	return relay.Connect(unix.SOCK_STREAM, 0, egress)
 }
 
-// closeHop says of a flow that ended in disorder what this side can know: the
-// egress did not take it, or was lost with it. What the service did the egress
-// carries over, as reset or FIN.
+// verdictAfter is how long the record of a flow that an egress has reset waits. An
+// egress that is killed resets all its connections, in any order: only then is it
+// known whether the one that tells of its health was among them.
+const verdictAfter = 200 * time.Millisecond
+
+// closeHop records a flow of an egress, and of one that ended in disorder says
+// what this side can know: the egress did not take it, or was lost with it. What
+// the service did the egress carries over, as reset or FIN.
 func (g *Gateway) closeHop(s *deception.Session) {
 	egress, away := g.hop(s.Service)
 	switch {
 	case s.Reason == deception.EndRefused:
-	case s.Reason == deception.EndServiceReset && away && g.cfg.Links.lost(egress):
-	default:
+		g.lose(s, egress)
+	case s.Reason == deception.EndServiceReset && away:
+		later := *s
+		later.SourceHead, later.DestinationHead = bytes.Clone(s.SourceHead), bytes.Clone(s.DestinationHead)
+		g.unclear.Add(1)
+		time.AfterFunc(verdictAfter, func() {
+			defer g.unclear.Done()
+			if g.cfg.Links.lost(egress) {
+				g.lose(&later, egress)
+			}
+			g.cfg.Recorder.Ended(&later)
+		})
 		return
 	}
+	g.cfg.Recorder.Ended(s)
+}
+
+// lose marks a flow as lost with its egress, which is looked at now.
+func (g *Gateway) lose(s *deception.Session, egress netip.AddrPort) {
 	s.Reason = deception.EndGateway
 	g.cfg.Links.suspect(egress)
 }
+
+// Settle waits until every flow that has ended is recorded. It is for the end of
+// the process, after the flows and before the recorder.
+func (g *Gateway) Settle() { g.unclear.Wait() }
 
 // sourcePorts walks over the ports that this machine's own connections use.
 // With a port named, a tuple in TIME_WAIT is no obstacle (see relay.Connect).

@@ -249,5 +249,6 @@ func (l *localRoles) close(ctx context.Context) error {
 	if k.zones != nil {
 		errs = append(errs, k.zones.Close(ctx))
 	}
+	k.gateway.Settle()
 	return errors.Join(errs...)
 }
