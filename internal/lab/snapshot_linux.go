@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,7 +98,13 @@ func normalise(text string) string {
 // bpfLinks lists the eBPF links in the machine's own network namespaces: the
 // kernel numbers links for all namespaces together.
 func (m *Machine) bpfLinks(ctx context.Context) (string, error) {
-	out, err := m.Run(ctx, "bpftool", "-j", "link", "show")
+	var out string
+	// bpftool gives up where a link goes while it lists them, and other labs' come
+	// and go as they like.
+	err := Eventually(ctx, 5*time.Second, func() (err error) {
+		out, err = m.Run(ctx, "bpftool", "-j", "link", "show")
+		return err
+	})
 	if err != nil {
 		return "", err
 	}

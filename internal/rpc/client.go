@@ -156,7 +156,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	c.status = Status{Since: time.Now(), Err: "not tried yet"}
+	c.status = Status{Since: time.Now()}
 	// What runs already need not be applied again when the controller repeats it.
 	if s, err := LoadSnapshot(cfg.Dir); err == nil && s.GetRevision() == cfg.Held() {
 		c.applied = s

@@ -117,7 +117,7 @@ func TestProxy(t *testing.T) {
 	gone(t, list, "gateway")
 	check(t, p.agent.Stop(t.Context()))
 	p.up()
-	healthy(t, p.findings(agentUser, ""))
+	p.healthyAtLast()
 
 	for _, f := range []struct{ name, options, what, fix, on string }{
 		{"password wanted", "BasicAuth joe s3cret", "407", "decoynet proxy http://USER:PASSWORD@" + at, ""},
@@ -207,7 +207,7 @@ func TestPorts(t *testing.T) {
 		}
 		return nil
 	}, p.agent)
-	healthy(t, p.findings(agentUser, ""))
+	p.healthyAtLast()
 }
 
 // TestDataDirectory fills the disk, and makes it read-only.
@@ -217,7 +217,7 @@ func TestDataDirectory(t *testing.T) {
 	p.run(p.Server, fmt.Sprintf(`set -e; cp -a %[1]s %[1]s.keep; mount -t tmpfs -o size=400m none %[1]s
 		chown 65534:65534 %[1]s; chmod 700 %[1]s; cp -a %[1]s.keep/. %[1]s`, p.data))
 	p.up()
-	healthy(t, p.findings(agentUser, ""))
+	p.healthyAtLast()
 
 	p.run(p.Server, "head -c 400m /dev/zero > "+p.data+"/fill || true")
 	must(t, p.findings(agentUser, ""), "data", "the disk is full", "du -xh ")

@@ -219,6 +219,18 @@ func gone(t *testing.T, list []doctor.Finding, check string) {
 	}
 }
 
+// healthyAtLast waits for an agent that has just come up: it may still be calling
+// its controller.
+func (p *patient) healthyAtLast() {
+	p.t.Helper()
+	p.eventually("healthy", func() error {
+		if list := p.findings(agentUser, ""); doctor.Problems(list) > 0 {
+			return fmt.Errorf("problems:\n%s", text(list))
+		}
+		return nil
+	}, p.agent)
+}
+
 func healthy(t *testing.T, list []doctor.Finding) {
 	t.Helper()
 	if doctor.Problems(list) > 0 {
