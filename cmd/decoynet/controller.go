@@ -52,6 +52,14 @@ func controllerCommand() *cobra.Command {
 			if err != nil {
 				return &exitError{2, fmt.Errorf("bad --listen %q; an address and a port, as 0.0.0.0:%d", listen, defaultControllerPort)}
 			}
+			if doc != nil && doc.Options.Controller != nil { // what the command line leaves open
+				if !cmd.Flags().Changed("listen") {
+					at = doc.Options.Controller.Listen
+				}
+				if len(urls) == 0 {
+					urls = doc.Options.Controller.URLs
+				}
+			}
 			return runController(cmd.Context(), o, doc, at, urls)
 		},
 	}
@@ -125,7 +133,7 @@ func openPlane(o upOptions, doc *config.Document, at netip.AddrPort, urls []stri
 		return p, err
 	}
 	where := filepath.Join(o.data, registry.FileName)
-	if isPostgres(o.store) {
+	if registry.IsURL(o.store) {
 		where = o.store
 	}
 	if p.registry, err = registry.Open(ctx, where); err != nil {

@@ -37,7 +37,7 @@ type kernelRoles struct {
 	checker *health.Checker
 	links   *gateway.Links   // to egresses on other machines
 	egress  *gateway.Egress  // for ingress gateways on other machines
-	ingress *gateway.Ingress // for agents on other machines; nil without an identity
+	ingress *gateway.Ingress // for agents on other machines, and this one's listen mode
 }
 
 func newLocalRoles(n *node) *localRoles { return &localRoles{node: n} }

@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -55,7 +55,7 @@ func upCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&o.file, "config", "c", "", "the document; none on a machine that was enrolled")
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "log every step")
-	c.Flags().StringVar(&o.store, "store", "", "where sessions are kept: postgres://..., or a file (default: in the data directory)")
+	storeFlag(c, &o.store)
 	dataFlag(c, &o.data)
 	return c
 }
@@ -179,10 +179,12 @@ func upAlone(ctx context.Context, o upOptions, doc *config.Document) error {
 // documentSource is a document without a controller.
 type documentSource struct {
 	file  string
-	doc   *config.Document // guarded by nothing: reloads come from one goroutine at a time
 	wants chan desired
 	log   *slog.Logger
 	apply func(context.Context, desired) error
+
+	mu  sync.Mutex // held for a whole reload, by signal or by command; guards doc
+	doc *config.Document
 }
 
 func (d *documentSource) desired(doc *config.Document) desired {
@@ -191,6 +193,8 @@ func (d *documentSource) desired(doc *config.Document) desired {
 
 // reload reads the document again. A document with errors changes nothing.
 func (d *documentSource) reload(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	doc, err := config.Load(d.file)
 	if err == nil {
 		_, err = doc.Part()
@@ -225,10 +229,6 @@ func revision(file string) string {
 	}
 	sum := sha256.Sum256(src)
 	return hex.EncodeToString(sum[:6])
-}
-
-func isPostgres(store string) bool {
-	return strings.HasPrefix(store, "postgres://") || strings.HasPrefix(store, "postgresql://")
 }
 
 func reloadCommand() *cobra.Command {
