@@ -88,6 +88,7 @@ const (
 	SteeringAuto     Steering = "auto"
 	SteeringSKLookup Steering = "sk_lookup"
 	SteeringTPROXY   Steering = "tproxy"
+	SteeringIPTables Steering = "iptables"
 )
 
 // Node is a machine that runs decoynet and is told what to do by a controller.
@@ -120,11 +121,25 @@ type Egress struct {
 type Segment struct {
 	Name     string
 	Node     string // the machine that it is on; empty in a document of one machine
-	Parent   string // name of the NIC that the segment's macvlan stands on
+	Parent   string // name of the NIC that the segment's frames come by
+	VLAN     uint16 // IEEE 802.1Q identifier of its frames on Parent, 1 to 4094; 0: they are not tagged
 	Subnets  []Subnet
 	Exclude  []AddrRange // addresses that no decoy may ever take
 	Steering Steering
+	Claim    Claim // how carefully an address is taken
 }
+
+// Claim says how carefully a segment's addresses are taken. While they are held,
+// a real host that shows up wins in every case but ClaimUnchecked.
+type Claim string
+
+// The ways of claiming. RFC 5227 fixes its waits for links of any kind, seven
+// seconds in all; ClaimProbe does the same steps with the waits of a wired LAN.
+const (
+	ClaimProbe     Claim = "probe"     // asked for in ARP and NDP before it is taken, within about a second
+	ClaimRFC5227   Claim = "rfc5227"   // likewise, with the waits of RFC 5227
+	ClaimUnchecked Claim = "unchecked" // taken at once: nobody else can be in the segment
+)
 
 // LinkAuto stands for the interface that holds the zone's subnet.
 const LinkAuto = "auto"

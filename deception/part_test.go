@@ -29,7 +29,7 @@ func machines() *State {
 		},
 		Segments: []Segment{
 			{Name: "office", Node: "branch", Parent: "eth0", Subnets: []Subnet{{prefix("192.0.2.0/24"), addr("192.0.2.254")}}, Steering: SteeringAuto},
-			{Name: "dmz", Node: "trunk-1", Parent: "eth1", Subnets: []Subnet{{Prefix: prefix("198.51.100.0/24")}}, Exclude: one("198.51.100.2")},
+			{Name: "dmz", Node: "trunk-1", Parent: "eth1", VLAN: 110, Claim: ClaimUnchecked, Subnets: []Subnet{{Prefix: prefix("198.51.100.0/24")}}, Exclude: one("198.51.100.2")},
 			{Name: "vms", Node: "vm1", Parent: "eth2", Subnets: []Subnet{{Prefix: prefix("203.0.113.0/24")}}},
 		},
 		Zones: []Zone{
