@@ -14,6 +14,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"decoynet/deception"
 	"decoynet/internal/health"
 	"decoynet/internal/kernel/link"
@@ -43,6 +45,7 @@ type Agent struct {
 	cfg  Config
 	host *netns.NS
 
+	trunk    *netns.NS  // of VLAN devices; nil where there are none; guarded by mu
 	mu       sync.Mutex // serialises Apply, Refresh and Close; guards the rest
 	segments map[string]*segment
 	groupIDs map[string]uint32
@@ -55,6 +58,8 @@ type Agent struct {
 type SegmentStatus struct {
 	Name       string   `json:"name"`
 	Parent     string   `json:"parent"`
+	VLAN       uint16   `json:"vlan,omitempty"`
+	Lower      string   `json:"lower,omitempty"` // what the segment's macvlan stands on, where that is not Parent
 	Ready      bool     `json:"ready"`
 	Steering   string   `json:"steering,omitempty"`
 	Decoys     int      `json:"decoys"`
@@ -99,7 +104,8 @@ func (a *Agent) Apply(ctx context.Context, state *deception.State, table *decept
 			delete(a.segments, name)
 		}
 	}
-	return errors.Join(append(errs, a.applySegments(ctx, open))...)
+	errs = append(errs, a.openTrunk(), a.applySegments(ctx, open), a.pruneTrunk(ctx))
+	return errors.Join(errs...)
 }
 
 // Refresh opens and closes ports after services' health has changed.
@@ -109,10 +115,19 @@ func (a *Agent) Refresh(ctx context.Context, open func(health.Port) bool) error 
 	return a.applySegments(ctx, open)
 }
 
+// atOnce is how many segments are applied at the same time. Making one is mostly
+// waiting: for grace periods of the kernel's RCU, one after the other.
+const atOnce = 16
+
 // applySegments must be called with mu held.
 func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) error {
-	var errs []error
-	for _, seg := range a.state.Segments {
+	var (
+		errs     = make([]error, len(a.state.Segments))
+		group    errgroup.Group
+		oneByOne []func()
+	)
+	group.SetLimit(atOnce)
+	for i, seg := range a.state.Segments {
 		if seg.Name == deception.HostSegment {
 			continue
 		}
@@ -122,9 +137,26 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 			a.segments[seg.Name] = s
 		}
 		p := planSegment(a.state, a.table, seg, a.index(seg.Name), opening{open, a.cfg.Forwarded}, a.groupID)
-		if err := s.apply(ctx, p); err != nil {
-			errs = append(errs, fmt.Errorf("segment %s: %w", seg.Name, err))
+		apply := func() {
+			if ctx.Err() != nil {
+				return
+			}
+			if err := s.apply(ctx, p); err != nil {
+				errs[i] = fmt.Errorf("segment %s: %w", seg.Name, err)
+			}
 		}
+		if p.link.Uplink || s.kernel != nil {
+			oneByOne = append(oneByOne, apply) // the kernel path changes the host's namespace, too
+			continue
+		}
+		group.Go(func() error { apply(); return nil })
+	}
+	_ = group.Wait() // the errors are in errs
+	for _, apply := range oneByOne {
+		apply()
+	}
+	if err := ctx.Err(); err != nil {
+		return err // rather than once for each segment
 	}
 	return errors.Join(errs...)
 }
@@ -184,7 +216,8 @@ func (a *Agent) Close(ctx context.Context) error {
 		errs = append(errs, s.remove(ctx))
 		delete(a.segments, name)
 	}
-	return errors.Join(append(errs, a.host.Close())...)
+	errs = append(errs, a.closeTrunk(ctx), a.host.Close())
+	return errors.Join(errs...)
 }
 
 // Cleanup removes every segment that any run of decoynet left in the kernel of

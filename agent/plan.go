@@ -51,7 +51,7 @@ func planSegment(state *deception.State, table *deception.Table, seg deception.S
 			return ok && open.service(unit)
 		})
 	}
-	p.link.Segment, p.link.Parent, p.link.Node = seg.Name, seg.Parent, state.Node
+	p.link.Segment, p.link.Parent, p.link.VLAN, p.link.Node = seg.Name, seg.Parent, seg.VLAN, state.Node
 	p.routes = planRoutes(state, seg, decoys, p.link.Uplink)
 	return p
 }

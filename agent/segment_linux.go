@@ -63,6 +63,7 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 		}
 	}
 	var err error
+	p.link.Trunk = s.agent.trunk
 	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, p.link); err != nil {
 		return err // without a link there is nothing to put addresses on
 	}
@@ -157,9 +158,12 @@ func (s *segment) remove(ctx context.Context) error {
 
 func (s *segment) status(state *deception.State) SegmentStatus {
 	st := SegmentStatus{
-		Name: s.name, Parent: s.plan.segment.Parent, Ready: s.ready,
+		Name: s.name, Parent: s.plan.segment.Parent, VLAN: s.plan.segment.VLAN, Ready: s.ready,
 		OpenPorts: s.steerStatus.Ports, KernelPath: len(s.plan.kernel),
 		Problems: s.problems, Warnings: s.linkStatus.Warnings,
+	}
+	if s.linkStatus.Lower != st.Parent {
+		st.Lower = s.linkStatus.Lower
 	}
 	if s.steering != nil {
 		st.Steering = string(s.steering.Mode())

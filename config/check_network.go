@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,27 +12,31 @@ import (
 
 func (c *checker) checkSegments() {
 	lans := map[string][]span[netip.Addr]{}
+	network := map[string]string{} // in words, where it is not the parent's own
 	owner := 0
 	for _, s := range c.d.segments {
 		c.checkOneGateway(s)
 		for _, sub := range s.subnets {
 			c.checkGateway(sub)
-			if !sub.prefix.ok || s.tagged {
+			if !sub.prefix.ok || s.elsewhere {
 				continue
 			}
 			owner++
 			// Without a readable parent, the segment is still compared with itself.
 			lan := "segment " + s.name.v
 			if s.parent.ok && s.place.known {
-				lan = "parent " + s.parent.v + " of " + s.place.node
+				lan = fmt.Sprintf("parent %s of %s, VLAN %d", s.parent.v, s.place.node, s.vlan.v)
+				if s.vlan.v != 0 {
+					network[lan] = fmt.Sprintf("in VLAN %d on the same parent", s.vlan.v)
+				}
 			}
 			lans[lan] = append(lans[lan], prefixSpan(sub.prefix, owner, s.name.v))
 		}
 		c.checkExcludes(s)
 	}
-	for _, spans := range lans {
+	for lan, spans := range lans {
 		for _, x := range clashes(spans, netip.Addr.Compare) {
-			where := fmt.Sprintf("of segment %q on the same parent", x.first.name)
+			where := fmt.Sprintf("of segment %q %s", x.first.name, cmp.Or(network[lan], "on the same parent"))
 			if x.first.name == x.name {
 				where = "of this segment"
 			}
@@ -193,7 +198,7 @@ func (c *checker) checkZones() {
 	var zones, all []span[netip.Addr]
 	parents := map[nic]*segmentDraft{}
 	for i, s := range c.d.segments {
-		if at := (nic{s.place.node, s.parent.v}); s.parent.ok && s.place.known && !s.tagged && parents[at] == nil {
+		if at := (nic{s.place.node, s.parent.v}); s.parent.ok && s.place.known && !s.elsewhere && s.vlan.v == 0 && parents[at] == nil {
 			parents[at] = s
 		}
 		for _, sub := range s.subnets {

@@ -108,7 +108,7 @@ func TestDesignExample(t *testing.T) {
 		State: deception.State{
 			Node: "hq",
 			Segments: []deception.Segment{{
-				Name: "office", Parent: "eth0", Steering: deception.SteeringAuto,
+				Name: "office", Parent: "eth0", Steering: deception.SteeringAuto, Claim: deception.ClaimProbe,
 				Subnets: []deception.Subnet{{Prefix: prefix("192.168.32.0/24"), Gateway: addr("192.168.32.1")}},
 			}},
 			Zones: []deception.Zone{{Name: "linux", Subnets: []netip.Prefix{prefix("10.1.0.0/24")}, Link: "br-linux"}},
@@ -149,7 +149,7 @@ func TestEveryKey(t *testing.T) {
 		State: deception.State{
 			Node: "hq.example.com",
 			Segments: []deception.Segment{{
-				Name: "office", Parent: "eth0", Steering: deception.SteeringTPROXY,
+				Name: "office", Parent: "eth0", VLAN: 110, Steering: deception.SteeringTPROXY, Claim: deception.ClaimRFC5227,
 				Subnets: []deception.Subnet{
 					{Prefix: prefix("192.168.32.0/24"), Gateway: addr("192.168.32.1")},
 					{Prefix: prefix("2001:db8:32::/64"), Gateway: addr("fe80::1")},

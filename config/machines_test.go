@@ -25,7 +25,7 @@ func TestDesignMachines(t *testing.T) {
 		Nodes:    []deception.Node{{Name: "hq"}, {Name: "trunk-1"}, {Name: "crm-1"}, {Name: "vm1"}},
 		Gateways: []deception.Gateway{{Name: "gw1", Node: "hq", Listen: netip.MustParseAddrPort("0.0.0.0:7444")}},
 		Segments: []deception.Segment{{
-			Name: "dmz", Node: "trunk-1", Parent: "eth1", Steering: deception.SteeringAuto,
+			Name: "dmz", Node: "trunk-1", Parent: "eth1", VLAN: 110, Steering: deception.SteeringAuto, Claim: deception.ClaimProbe,
 			Subnets: []deception.Subnet{{Prefix: prefix("192.0.2.0/24")}},
 		}},
 		Zones: []deception.Zone{{

@@ -36,11 +36,13 @@ type segmentDraft struct {
 	name, parent located[string]
 	place        place
 	steering     located[string]
+	claim        located[string]
+	vlan         located[uint16] // not ok: none, or one that cannot be read
 	subnets      []subnetDraft
 	sound        bool // every subnet was read
 	exclude      []located[deception.AddrRange]
 	barred       []deception.AddrRange // what no decoy may have, joined and sorted
-	tagged       bool                  // vlan or vxlan: a network of its own on the parent
+	elsewhere    bool                  // vxlan, or a vlan that cannot be read: which network is unknown
 }
 
 type subnetDraft struct {
@@ -163,22 +165,27 @@ func readSegment(o *object) *segmentDraft {
 	if o.has("steering") {
 		s.steering = o.oneOf("steering", string(deception.SteeringAuto), string(deception.SteeringSKLookup), string(deception.SteeringTPROXY))
 	}
-	s.tagged = o.has("vlan") || o.has("vxlan")
-	readTags(o, cmp.Or(s.parent.v, "NIC"))
+	if o.has("claim") {
+		s.claim = o.oneOf("claim", string(deception.ClaimProbe), string(deception.ClaimRFC5227), string(deception.ClaimUnchecked))
+	}
+	if o.has("vlan") {
+		s.vlan = readOne(o, "vlan", parseVLAN)
+	}
+	s.elsewhere = o.has("vxlan") || o.has("vlan") && !s.vlan.ok
+	readVXLAN(o)
 	return s
 }
 
-// readTags checks the keys of tagged and tunnelled segments, which this version
-// knows but does not build.
-func readTags(o *object, parent string) {
-	if n := o.get("vlan"); n != nil {
-		if _, err := parseNumber("vlan", n.text, 1, 4094); err != nil {
-			o.r.add(n.at, "%s", err)
-		} else {
-			o.r.add(o.keyAt["vlan"], "VLAN segments are not built by this version; make the interface (`ip link add link %s name %s.%s type vlan id %s`) and name it as parent",
-				parent, parent, n.text, n.text)
-		}
-	}
+// parseVLAN reads a VLAN identifier: 0 marks frames that have a priority only,
+// 4095 is reserved (IEEE 802.1Q, table 9-2).
+func parseVLAN(s string) (uint16, error) {
+	id, err := parseNumber("vlan", s, 1, 4094)
+	return uint16(id), err
+}
+
+// readVXLAN checks the key of tunnelled segments, which this version knows but
+// does not build.
+func readVXLAN(o *object) {
 	n := o.get("vxlan")
 	if n == nil {
 		return

@@ -86,9 +86,10 @@ func hostName() string {
 
 func (s *segmentDraft) resolve() deception.Segment {
 	out := deception.Segment{
-		Name: s.name.v, Node: s.place.node, Parent: s.parent.v,
+		Name: s.name.v, Node: s.place.node, Parent: s.parent.v, VLAN: s.vlan.v,
 		Exclude:  deception.SortRanges(values(s.exclude)),
 		Steering: deception.Steering(cmp.Or(s.steering.v, string(deception.SteeringAuto))),
+		Claim:    deception.Claim(cmp.Or(s.claim.v, string(deception.ClaimProbe))),
 	}
 	for _, sub := range s.subnets {
 		out.Subnets = append(out.Subnets, deception.Subnet{Prefix: sub.prefix.v, Gateway: sub.gateway.v})

@@ -91,6 +91,7 @@ var (
 		{"subnets", wantList, true, "[{prefix: 192.0.2.0/24, gateway: 192.0.2.1}]"},
 		{"exclude", wantList, false, "[192.0.2.1-192.0.2.20]"},
 		{"steering", wantText, false, "auto"},
+		{"claim", wantText, false, "probe"},
 		{"vlan", wantNumber, false, "110"},
 		{"vxlan", wantMap, false, "{vni: 10010}"},
 		{"node", wantText, false, "hq"},

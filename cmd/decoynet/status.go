@@ -180,6 +180,7 @@ func printStatus(w io.Writer, body []byte) error {
 		status
 		Segments []struct {
 			Name, Parent, Steering string
+			VLAN                   uint16
 			Ready                  bool
 			Decoys                 int
 			Addresses              uint64
@@ -205,7 +206,11 @@ func printStatus(w io.Writer, body []byte) error {
 	fmt.Fprintln(t, "\nSEGMENT\tPARENT\tSTEERING\tDECOYS\tADDRESSES\tOPEN PORTS\tSTATE")
 	var problems []string
 	for _, g := range s.Segments {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", g.Name, g.Parent, g.Steering, g.Decoys, g.Addresses, g.OpenPorts, state(g.Ready, "ready", "failed"))
+		parent := g.Parent
+		if g.VLAN != 0 {
+			parent += fmt.Sprintf(" vlan %d", g.VLAN)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", g.Name, parent, g.Steering, g.Decoys, g.Addresses, g.OpenPorts, state(g.Ready, "ready", "failed"))
 		problems = append(append(problems, g.Problems...), g.Warnings...)
 	}
 	fmt.Fprintln(t, "\nZONE\tLINK\tDENIED PACKETS\tSTATE")

@@ -32,6 +32,7 @@ type segment struct {
 	hostH, segH *netlink.Handle
 	ipv6        bool
 	parent      nic
+	lower       lower
 	status      Status
 }
 
@@ -51,6 +52,7 @@ func (s *segment) apply() error {
 	}
 	steps := []func() error{
 		s.checkParent, // its errors are whole sentences already
+		func() error { return s.fail(s.applyLower()) },
 		func() error { return s.fail(s.prepareNamespace()) },
 		func() error { return s.fail(s.applyLAN()) },
 		func() error { return s.fail(s.applyUplink()) },
@@ -142,14 +144,14 @@ func (s *segment) applyLAN() error {
 	if err != nil {
 		return err
 	}
-	want := lanSpec{Lower: s.parent.Index, MAC: mac.String()}
-	if s.parent.Kind == "macvlan" {
-		want.Lower, want.AnyNS = s.parent.Lower, true
+	want := lanSpec{Lower: s.lower.Index, MAC: mac.String()}
+	if s.lower.Kind == "macvlan" {
+		want.Lower, want.AnyNS = s.lower.Lower, true
 	}
 	// After the dump above, which makes the kernel assign an id if lan0 refers to
-	// the host's namespace.
-	if want.LowerNS, err = s.segH.GetNetNsIdByFd(s.host.FD()); err != nil {
-		return fmt.Errorf("look up the host namespace's id: %w", err)
+	// the lower link's namespace.
+	if want.LowerNS, err = s.segH.GetNetNsIdByFd(s.lower.ns.FD()); err != nil {
+		return fmt.Errorf("look up the id of %s: %w", s.lower.ns, err)
 	}
 	plan, err := planLAN(links, want)
 	if err != nil {
@@ -162,10 +164,11 @@ func (s *segment) applyLAN() error {
 	if err := set(s.seg, lanSysctls(s.ipv6)); err != nil {
 		return err
 	}
-	if err := s.adjust(s.segH, lan, s.parent.MTU); err != nil {
+	if err := s.adjust(s.segH, lan, s.lower.MTU); err != nil {
 		return err
 	}
-	s.status.Index, s.status.MTU, s.status.MAC = lan.Index, s.parent.MTU, mac
+	s.status.Index, s.status.MTU, s.status.MAC = lan.Index, s.lower.MTU, mac
+	s.status.Lower, s.status.LowerIndex, s.status.InTrunk = s.lower.Name, s.lower.Index, s.lower.ns == s.Trunk && s.VLAN != 0
 	return nil
 }
 
@@ -204,33 +207,33 @@ func (s *segment) realiseLAN(plan lanPlan, mac net.HardwareAddr) (nic, error) {
 }
 
 // createMacvlan makes the macvlan directly in the segment namespace: the request
-// goes to the host namespace, where the parent is, and names the other one.
+// goes to the namespace of the lower link, and names the other one.
 func (s *segment) createMacvlan(mac net.HardwareAddr) (*nic, error) {
 	var tag [4]byte
 	rand.Read(tag[:]) // never fails
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = tempPrefix + hex.EncodeToString(tag[:])
-	attrs.ParentIndex = s.parent.Index
+	attrs.ParentIndex = s.lower.Index
 	attrs.HardwareAddr = mac
-	attrs.MTU = s.parent.MTU
+	attrs.MTU = s.lower.MTU
 	attrs.Namespace = netlink.NsFd(s.seg.FD())
-	err := s.hostH.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	err := s.lower.h.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
 	if err != nil {
-		links, _ := list(s.hostH) // for the explanation only
-		return nil, explainCreate(err, s.parent, links)
+		links, _ := list(s.lower.h) // for the explanation only
+		return nil, explainCreate(err, s.lower.nic, links)
 	}
-	return s.claim(attrs.Name)
+	return claim(s.segH, attrs.Name)
 }
 
-// claim marks a link that was just made in the segment namespace as ours.
-func (s *segment) claim(name string) (*nic, error) {
-	l, err := s.segH.LinkByName(name)
+// claim marks a link that was just made as ours.
+func claim(h *netlink.Handle, name string) (*nic, error) {
+	l, err := h.LinkByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("look for %s: %w", name, err)
 	}
 	n := describe(l)
-	if err := s.segH.LinkSetAlias(l, Alias); err != nil {
-		return nil, errors.Join(fmt.Errorf("mark %s: %w", name, err), remove(s.segH, n))
+	if err := h.LinkSetAlias(l, Alias); err != nil {
+		return nil, errors.Join(fmt.Errorf("mark %s: %w", name, err), remove(h, n))
 	}
 	n.Alias = Alias
 	return &n, nil
@@ -268,7 +271,7 @@ func (s *segment) setUp(h *netlink.Handle, n nic) error {
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("parent %s %w; another macvlan on it has the MAC address %s: the segment stands in another namespace too",
-				s.Parent, ErrParentBusy, n.MAC)
+				s.lower.Name, ErrParentBusy, n.MAC)
 		}
 		select {
 		case <-s.ctx.Done():
@@ -370,8 +373,11 @@ func describe(l netlink.Link) nic {
 		Ethernet: a.EncapType == "ether",
 		Lower:    a.ParentIndex, LowerNS: a.NetNsID, Master: a.MasterIndex,
 	}
-	if m, ok := l.(*netlink.Macvlan); ok {
-		n.Mode = macvlanModes[m.Mode]
+	switch l := l.(type) {
+	case *netlink.Macvlan:
+		n.Mode = macvlanModes[l.Mode]
+	case *netlink.Vlan:
+		n.VLAN = l.VlanId
 	}
 	return n
 }

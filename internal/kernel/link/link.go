@@ -2,9 +2,16 @@
 // through which the segment's namespace is a host on that layer-2 network, and,
 // for the kernel path, the veth pair that joins the namespace to the host.
 //
-//	host namespace                     segment namespace
-//	eth0 (parent) <---- macvlan ------ lan0
-//	dnv-1f2e3d4c  <----- veth -------- up0        (only with an uplink)
+//	host namespace                                     segment namespace
+//	eth0 (parent) <------------ macvlan -------------- lan0
+//	dnv-1f2e3d4c  <------------- veth ---------------- up0   (only with an uplink)
+//
+//	host namespace      trunk namespace
+//	eth1 (parent) <---- v110-eth1 <---- macvlan ------ lan0  (with a VLAN)
+//
+// The devices of all VLANs are in one dark namespace, decoynet-_trunk, which has
+// no address: in the host namespace the kernel would answer there for every
+// address of the host. The host's own device of a VLAN is shared, if it has one.
 //
 // A macvlan in bridge mode hands a frame to the segment by its MAC address
 // alone: the parent stays as it is, nothing is bridged or flooded, and traffic
@@ -25,6 +32,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+
+	"decoynet/internal/kernel/netns"
 )
 
 const (
@@ -70,6 +79,10 @@ var (
 type Desired struct {
 	Segment string // the segment's name
 	Parent  string // NIC in the host namespace that carries the segment's frames
+	// VLAN is the IEEE 802.1Q tag that the frames carry there, 1 to 4094; 0: none.
+	VLAN uint16
+	// Trunk is the namespace of VLAN devices (see PrepareTrunk); nil without VLAN.
+	Trunk *netns.NS
 	// Node tells apart several nodes that share one machine identity (in a lab,
 	// or cloned machines): it goes into the MAC addresses. May be empty.
 	Node string
@@ -86,7 +99,12 @@ type Status struct {
 	MAC         net.HardwareAddr
 	MTU         int
 	Carrier     bool // the parent has a link: frames can flow
-	Uplink      *UplinkStatus
+	// Lower is what lan0 stands on: the parent, our device of the VLAN in the
+	// trunk namespace (then InTrunk), or the host's own device of the VLAN.
+	Lower      string
+	LowerIndex int
+	InTrunk    bool
+	Uplink     *UplinkStatus
 
 	// Changes says in words what this Apply changed; empty if all stood already.
 	Changes []string

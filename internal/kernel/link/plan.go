@@ -18,6 +18,7 @@ type nic struct {
 	Carrier  bool
 	Ethernet bool
 	Mode     string // of a macvlan or ipvlan
+	VLAN     int    // of a vlan: its IEEE 802.1Q identifier
 	Lower    int    // IFLA_LINK: the parent's or the veth peer's index, 0 if none
 	LowerNS  int    // netnsid of Lower's namespace, -1 if it is the interface's own
 	Master   int    // index of the bridge, bond, ... that it is a port of

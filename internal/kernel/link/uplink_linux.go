@@ -88,11 +88,11 @@ func (s *segment) createUplink(want uplinkSpec, hostMAC, linkMAC net.HardwareAdd
 	if err != nil {
 		return fmt.Errorf("make the veth pair %s, %s: %w", UplinkName, want.HostName, err)
 	}
-	up, err := s.claim(UplinkName)
+	up, err := claim(s.segH, UplinkName)
 	if err != nil {
 		return err
 	}
-	peer, err := s.claim(want.HostName)
+	peer, err := claim(s.segH, want.HostName)
 	if err != nil {
 		return errors.Join(err, remove(s.segH, *up))
 	}

@@ -25,6 +25,10 @@ const Prefix = "decoynet-"
 // SegmentName returns the name of a segment's namespace.
 func SegmentName(segment string) string { return Prefix + segment }
 
+// Trunk is the name of the namespace that holds the VLAN devices of all
+// segments. No segment can have it: their names have no underscore.
+const Trunk = Prefix + "_trunk"
+
 // ErrNotNamespace is returned by Open if the file exists but is no network
 // namespace: what stays below /run/netns when a mount was lost.
 var ErrNotNamespace = errors.New("not a network namespace")
