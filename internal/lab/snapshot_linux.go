@@ -82,6 +82,8 @@ var volatile = []struct {
 	// numbers that the kernel gives to namespaces when they are first shown
 	{regexp.MustCompile(` \(id: \d+\)`), ""},
 	{regexp.MustCompile(` ?link-netnsid \d+`), ""},
+	// ip: a namespace went while it looked for the names of all
+	{regexp.MustCompile(`(?m)^Error: Peer netns reference is invalid\.\n`), ""},
 	// ss: numbers of the moment
 	{regexp.MustCompile(`(?m)^(\S+ +(?:LISTEN|UNCONN)) +\d+ +`), "$1 "},
 	// nothing to be listed is the same as a table that was never asked for
