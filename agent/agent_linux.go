@@ -18,6 +18,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/health"
+	"decoynet/internal/kernel/firewall"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/route"
@@ -104,7 +105,7 @@ func (a *Agent) Apply(ctx context.Context, state *deception.State, table *decept
 			delete(a.segments, name)
 		}
 	}
-	errs = append(errs, a.openTrunk(), a.applySegments(ctx, open), a.pruneTrunk(ctx))
+	errs = append(errs, a.applyGuard(ctx), a.openTrunk(), a.applySegments(ctx, open), a.pruneTrunk(ctx))
 	return errors.Join(errs...)
 }
 
@@ -216,7 +217,8 @@ func (a *Agent) Close(ctx context.Context) error {
 		errs = append(errs, s.remove(ctx))
 		delete(a.segments, name)
 	}
-	errs = append(errs, a.closeTrunk(ctx), a.host.Close())
+	_, err := firewall.ApplyGuard(ctx, a.host, nil)
+	errs = append(errs, err, a.closeTrunk(ctx), a.host.Close())
 	return errors.Join(errs...)
 }
 

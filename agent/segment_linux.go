@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,7 @@ type segment struct {
 	linkStatus  link.Status
 	steerStatus steer.Status
 	problems    []string
+	warnings    []string
 	ready       bool
 }
 
@@ -67,7 +69,7 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, p.link); err != nil {
 		return err // without a link there is nothing to put addresses on
 	}
-	var errs []error
+	errs := []error{s.limit(ctx)} // before an address is answered for
 	status, err := route.Apply(ctx, s.ns, p.routes)
 	errs = append(errs, err)
 	s.agent.cfg.Log.Debug("addresses applied", "segment", s.name, "added", status.Added, "removed", status.Removed)
@@ -160,7 +162,7 @@ func (s *segment) status(state *deception.State) SegmentStatus {
 	st := SegmentStatus{
 		Name: s.name, Parent: s.plan.segment.Parent, VLAN: s.plan.segment.VLAN, Ready: s.ready,
 		OpenPorts: s.steerStatus.Ports, KernelPath: len(s.plan.kernel),
-		Problems: s.problems, Warnings: s.linkStatus.Warnings,
+		Problems: s.problems, Warnings: slices.Concat(s.linkStatus.Warnings, s.warnings),
 	}
 	if s.linkStatus.Lower != st.Parent {
 		st.Lower = s.linkStatus.Lower

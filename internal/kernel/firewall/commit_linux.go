@@ -19,8 +19,14 @@ import (
 // overflowing.
 const elementsPerMessage = 1000
 
-// applyWhole brings a scope that nobody else writes to its desired state.
+// applyWhole brings a scope of table inet decoynet that nobody else writes to
+// its desired state.
 func applyWhole(ctx context.Context, ns Namespace, word string, want *ruleset) (Status, error) {
+	return applyScope(ctx, ns, scope{word: word}, want)
+}
+
+// applyScope brings a scope that nobody else writes to its desired state.
+func applyScope(ctx context.Context, ns Namespace, sc scope, want *ruleset) (Status, error) {
 	state := lock(ns)
 	defer state.unlock()
 	before, known, err := readGeneration(ns)
@@ -28,11 +34,11 @@ func applyWhole(ctx context.Context, ns Namespace, word string, want *ruleset) (
 		return Status{}, err
 	}
 	now := appliedScope{at: before, digest: want.digest()}
-	if known && state.last[word] == now {
+	if known && state.last[sc.word] == now {
 		return Status{}, nil
 	}
-	delete(state.last, word)
-	s, err := applyLocked(ctx, ns, scope{word: word}, false, func(*ruleset) *ruleset { return want })
+	delete(state.last, sc.word)
+	s, err := applyLocked(ctx, ns, sc, false, func(*ruleset) *ruleset { return want })
 	if err != nil || !known {
 		return s, err
 	}
@@ -41,7 +47,7 @@ func applyWhole(ctx context.Context, ns Namespace, word string, want *ruleset) (
 		now.at.id++
 	}
 	if after, known, err := readGeneration(ns); err == nil && known && after == now.at {
-		state.last[word] = now
+		state.last[sc.word] = now
 	}
 	return s, nil
 }
@@ -72,7 +78,7 @@ func applyLocked(ctx context.Context, ns Namespace, sc scope, keep bool, compile
 	if err := ctx.Err(); err != nil {
 		return Status{}, wrap("write rules", ns, err)
 	}
-	if err := commit(conn, p); err != nil {
+	if err := commit(conn, sc.table(), p); err != nil {
 		return Status{}, wrap("write rules", ns, err)
 	}
 	return p.status(), nil
@@ -81,13 +87,13 @@ func applyLocked(ctx context.Context, ns Namespace, sc scope, keep bool, compile
 // read returns what the kernel holds of the scope; empty where there is no table.
 func read(ctx context.Context, conn *nftables.Conn, sc scope) (*ruleset, error) {
 	have := newRuleset()
-	exists, err := tableExists(conn)
+	table := sc.table()
+	exists, err := tableExists(conn, table.Family)
 	if err != nil || !exists {
 		return have, err
 	}
-	table := ourTable()
 	all := scope{word: sc.word}
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := conn.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return nil, fmt.Errorf("list chains: %w", err)
 	}
@@ -229,8 +235,8 @@ func previousKey(key []byte) []byte {
 
 // commit sends the plan in one transaction. Its order only has to keep every
 // reference valid; packets see all of it or nothing.
-func commit(conn *nftables.Conn, p *plan) error {
-	table := conn.AddTable(ourTable())
+func commit(conn *nftables.Conn, table *nftables.Table, p *plan) error {
+	table = conn.AddTable(table)
 	for _, name := range p.flush {
 		conn.FlushChain(&nftables.Chain{Table: table, Name: name})
 	}
@@ -342,11 +348,12 @@ func counters(ctx context.Context, ns Namespace, prefix string) (map[string]Coun
 		return nil, err
 	}
 	out := map[string]Counter{}
-	exists, err := tableExists(conn)
+	table := scope{}.table()
+	exists, err := tableExists(conn, table.Family)
 	if err != nil || !exists {
 		return out, wrap("list tables", ns, err)
 	}
-	objects, err := conn.GetNamedObjects(ourTable())
+	objects, err := conn.GetNamedObjects(table)
 	if err != nil {
 		return nil, wrap("list counters", ns, err)
 	}

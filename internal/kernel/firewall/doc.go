@@ -7,7 +7,10 @@
 // [ApplyKernelPath] makes decoys whose flows never enter user space: DNAT by
 // map in the segment's namespace, and the host's side of it.
 //
-// Both take the whole desired state, compare it with what the kernel holds and
+// [ApplyGuard] keeps the host's own services out of reach from trunk ports, and
+// [ApplyLimits] bounds how many ARP requests a segment answers.
+//
+// All take the whole desired state, compare it with what the kernel holds and
 // send the difference in one transaction, so a repeat sends nothing and a change
 // of one decoy touches no other. Objects of the table are told apart by the first
 // word of their name (zone, segment, kernel-path): a call leaves what other

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TableName is the name of our table; its family is always inet.
+// TableName is the name of our tables: of family inet, and of family arp in a
+// segment's namespace.
 const TableName = "decoynet"
 
 // LogGroup is the nflog group that packets denied to a zone are sampled to. A
@@ -64,6 +65,12 @@ type Table struct {
 	Family, Name string
 }
 
+// families are those that tables of ours may be of.
+var families = []struct {
+	name   string
+	number nftables.TableFamily
+}{{"inet", nftables.TableFamilyINet}, {"arp", nftables.TableFamilyARP}}
+
 // Owned lists the tables of ours that the namespace holds: TableName and, of
 // other parts of decoynet, those whose names begin with it and a hyphen.
 func Owned(ns Namespace) ([]Table, error) {
@@ -71,14 +78,16 @@ func Owned(ns Namespace) ([]Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, wrap("list tables", ns, err)
-	}
 	var out []Table
-	for _, t := range tables {
-		if t.Name == TableName || strings.HasPrefix(t.Name, TableName+"-") {
-			out = append(out, Table{Family: "inet", Name: t.Name})
+	for _, family := range families {
+		tables, err := conn.ListTablesOfFamily(family.number)
+		if err != nil {
+			return nil, wrap("list tables", ns, err)
+		}
+		for _, t := range tables {
+			if t.Name == TableName || strings.HasPrefix(t.Name, TableName+"-") {
+				out = append(out, Table{Family: family.name, Name: t.Name})
+			}
 		}
 	}
 	return out, nil
@@ -99,7 +108,7 @@ func Remove(ns Namespace) error {
 	}
 	var errs []error
 	for _, t := range tables {
-		conn.DelTable(&nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet})
+		conn.DelTable(t.kernelTable())
 		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, wrap("delete table "+t.Name, ns, err))
 		}
@@ -112,6 +121,8 @@ const (
 	zoneScope       = "zone"
 	segmentScope    = "segment"
 	kernelPathScope = "kernel-path"
+	guardScope      = "guard"
+	limitScope      = "limit"
 )
 
 // Denied returns, for each zone, what its services tried to send and were
@@ -126,8 +137,14 @@ func DeniedSegments(ctx context.Context, ns Namespace) (map[string]Counter, erro
 	return counters(ctx, ns, segmentScope+"-")
 }
 
-func ourTable() *nftables.Table {
-	return &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+func (t Table) kernelTable() *nftables.Table {
+	out := &nftables.Table{Name: t.Name}
+	for _, f := range families {
+		if f.name == t.Family {
+			out.Family = f.number
+		}
+	}
+	return out
 }
 
 // socketBuffer is enough for one transaction of several hundred thousand set
@@ -150,8 +167,8 @@ func open(ns Namespace) (*nftables.Conn, error) {
 	return conn, wrap("open netlink socket", ns, err)
 }
 
-func tableExists(conn *nftables.Conn) (bool, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+func tableExists(conn *nftables.Conn, family nftables.TableFamily) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(family)
 	if err != nil {
 		return false, err
 	}

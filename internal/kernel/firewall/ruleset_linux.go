@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -129,11 +130,19 @@ func decodeComment(b []byte) string {
 // scope says which objects of the table belong to one Apply.
 type scope struct {
 	word string // first word of the names
+	// family is that of the table, inet where it is zero. A word is used in one
+	// family only.
+	family nftables.TableFamily
 	// element, where set, says whether an element of a shared set is ours.
 	element func(s *set, e element) bool
 	// object, where set, says whether an object of the scope is ours; others
 	// are neither changed nor deleted.
 	object func(name string) bool
+}
+
+// table is the table of ours that the scope is in.
+func (s scope) table() *nftables.Table {
+	return &nftables.Table{Name: TableName, Family: cmp.Or(s.family, nftables.TableFamilyINet)}
 }
 
 func (s scope) owns(name string) bool {

@@ -33,8 +33,19 @@ func namespaceSysctls(ipv6 bool) sysctls {
 			"net/core/somaxconn":           "65535",
 			"net/ipv4/tcp_max_syn_backlog": "16384",
 		},
-		// Only with CONFIG_SYN_COOKIES.
-		may: map[string]string{"net/ipv4/tcp_syncookies": "1"},
+		may: map[string]string{
+			"net/ipv4/tcp_syncookies": "1", // only with CONFIG_SYN_COOKIES
+			// A thousand ICMP messages a second to one address, echo replies (bit 0)
+			// among them: by default errors only are limited, to one a second for
+			// all decoys together. What all get together is bounded by
+			// net.ipv4.icmp_msgs_per_sec, where a namespace has one of its own.
+			"net/ipv4/icmp_ratelimit": "1", // milliseconds between two
+			"net/ipv4/icmp_ratemask":  "6169",
+		},
+	}
+	if ipv6 {
+		s.may["net/ipv6/icmp/ratelimit"] = "1"
+		s.may["net/ipv6/icmp/ratemask"] = "0-1,3-127,129" // echo replies are 129
 	}
 	for _, conf := range []string{"all", "default"} {
 		maps.Copy(s.must, interfaceSysctls(conf, ipv6))
