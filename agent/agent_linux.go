@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -138,6 +139,9 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 			a.segments[seg.Name] = s
 		}
 		p := planSegment(a.state, a.table, seg, a.index(seg.Name), opening{open, a.cfg.Forwarded}, a.groupID)
+		if s.settled && reflect.DeepEqual(p, s.plan) && !p.link.Uplink {
+			continue
+		}
 		apply := func() {
 			if ctx.Err() != nil {
 				return
@@ -160,6 +164,17 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 		return err // rather than once for each segment
 	}
 	return errors.Join(errs...)
+}
+
+// Doubt has the next Apply compare every segment with the kernel: somebody else
+// may have changed something. Without it, those whose plan is the same are left
+// alone, so that a change of one costs the same however many there are.
+func (a *Agent) Doubt() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.segments {
+		s.settled = false
+	}
 }
 
 // groupID numbers names in the order in which they first come up.

@@ -32,6 +32,7 @@ type segment struct {
 	problems    []string
 	warnings    []string
 	ready       bool
+	settled     bool // all of plan was applied, and nobody doubts that it still is
 }
 
 // apply brings the segment to its plan: namespace, link, addresses, then ports,
@@ -41,7 +42,7 @@ func (s *segment) apply(ctx context.Context, p segmentPlan) error {
 	forced := s.plan.segment.Steering
 	s.plan = p
 	err := s.realise(ctx, forced)
-	s.ready = err == nil
+	s.ready, s.settled = err == nil, err == nil
 	s.problems = nil
 	if err != nil {
 		s.problems = append(s.problems, err.Error())
@@ -65,8 +66,9 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 		}
 	}
 	var err error
-	p.link.Trunk = s.agent.trunk
-	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, p.link); err != nil {
+	links := p.link
+	links.Trunk = s.agent.trunk
+	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, links); err != nil {
 		return err // without a link there is nothing to put addresses on
 	}
 	errs := []error{s.limit(ctx)} // before an address is answered for

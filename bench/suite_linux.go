@@ -53,10 +53,11 @@ var suites = map[string]suite{
 	"delay":     delaySuite,
 	"carriers":  carriersSuite(),
 	"scale":     scaleSuite(),
+	"decoys":    decoysSuite(),
 }
 
 // usualSuites are run where none is named.
-var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale"}
+var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys"}
 
 func suiteNames() []string { return slices.Sorted(maps.Keys(suites)) }
 

@@ -145,6 +145,13 @@ func (l *localRoles) apply(ctx context.Context, want desired) error {
 	return errors.Join(errs...)
 }
 
+// doubt has the next apply compare everything with the kernel.
+func (l *localRoles) doubt() {
+	if l.kernelRoles != nil {
+		l.agent.Doubt()
+	}
+}
+
 // interfaces are those of this machine.
 func interfaces() []deception.Interface {
 	list, err := net.Interfaces()

@@ -196,6 +196,7 @@ func (n *node) mend(ctx context.Context, turn int) {
 	if !applied || problem == nil && turn%int(driftEvery/retryEvery) != 0 {
 		return
 	}
+	n.local.doubt()
 	err := n.apply(ctx, want)
 	switch {
 	case err == nil && problem != nil:
