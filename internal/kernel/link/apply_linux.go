@@ -24,6 +24,22 @@ import (
 // take to vanish.
 const takeoverWait = 2 * time.Second
 
+// Desired is what the links of one segment are to be.
+type Desired struct {
+	Segment string // the segment's name
+	Parent  string // NIC in the host namespace that carries the segment's frames
+	// VLAN is the IEEE 802.1Q tag that the frames carry there, 1 to 4094; 0: none.
+	VLAN uint16
+	// Trunk is the namespace of VLAN devices (see PrepareTrunk); nil without VLAN.
+	Trunk *netns.NS
+	// Node tells apart several nodes that share one machine identity (in a lab,
+	// or cloned machines): it goes into the MAC addresses. May be empty.
+	Node string
+	// Uplink asks for the veth pair to the host namespace, for the kernel path,
+	// and makes the segment namespace forward between the two.
+	Uplink bool
+}
+
 // segment is one Apply at work: both namespaces and what is to become of them.
 type segment struct {
 	Desired

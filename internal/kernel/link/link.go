@@ -32,8 +32,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-
-	"decoynet/internal/kernel/netns"
 )
 
 const (
@@ -74,22 +72,6 @@ var (
 	// ErrNotSupported says that the kernel lacks the kind of link.
 	ErrNotSupported = errors.New("not supported by this kernel")
 )
-
-// Desired is what the links of one segment are to be.
-type Desired struct {
-	Segment string // the segment's name
-	Parent  string // NIC in the host namespace that carries the segment's frames
-	// VLAN is the IEEE 802.1Q tag that the frames carry there, 1 to 4094; 0: none.
-	VLAN uint16
-	// Trunk is the namespace of VLAN devices (see PrepareTrunk); nil without VLAN.
-	Trunk *netns.NS
-	// Node tells apart several nodes that share one machine identity (in a lab,
-	// or cloned machines): it goes into the MAC addresses. May be empty.
-	Node string
-	// Uplink asks for the veth pair to the host namespace, for the kernel path,
-	// and makes the segment namespace forward between the two.
-	Uplink bool
-}
 
 // Status is what really stands after Apply.
 type Status struct {
