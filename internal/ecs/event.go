@@ -55,6 +55,8 @@ var classes = map[deception.EventKind]class{
 	deception.EventNodeEnrolled:  {"iam", "creation", "success"},
 	deception.EventEnrolRefused:  {"iam", "creation", "failure"},
 	deception.EventApplied:       {"configuration", "change", "success"},
+	deception.EventConflict:      {"network", "denied", "failure"},
+	deception.EventReclaimed:     {"network", "allowed", "success"},
 }
 
 // NewEventDocument returns the event's document.

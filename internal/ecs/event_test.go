@@ -87,7 +87,7 @@ func TestEventKindsAreFiled(t *testing.T) {
 		deception.EventClaimRefused, deception.EventPeerRefused, deception.EventPortInUse, deception.EventPortTaken,
 		deception.EventGatewayLost, deception.EventGatewayBack, deception.EventSpoolDropped, deception.EventClockOff,
 		deception.EventNodeConnected, deception.EventNodeLost, deception.EventNodeRevoked, deception.EventNodeEnrolled,
-		deception.EventEnrolRefused, deception.EventApplied,
+		deception.EventEnrolRefused, deception.EventApplied, deception.EventConflict, deception.EventReclaimed,
 	} {
 		if d := NewEventDocument(&deception.Event{Kind: kind}); len(d.EventCategory) != 1 || len(d.EventType) != 1 {
 			t.Errorf("%s: category %v, type %v", kind, d.EventCategory, d.EventType)

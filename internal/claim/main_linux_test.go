@@ -1,0 +1,9 @@
+package claim
+
+import (
+	"testing"
+
+	"decoynet/internal/lab/labtest"
+)
+
+func TestMain(m *testing.M) { labtest.Main(m) }
