@@ -30,10 +30,14 @@ func upCommand() *cobra.Command {
 		Long: "Run what the document says, in the foreground. `decoynet status` says when it is ready.\n" +
 			"SIGHUP or `decoynet reload` reads the document again and changes what differs; SIGTERM leaves nothing in the kernel.\n\n" +
 			"Without a document, on a machine that was enrolled with `decoynet join`, the controller says what to run; while it\n" +
-			"cannot be reached, what it said last.",
+			"cannot be reached, what it said last.\n\n" +
+			"--dry-run prints which addresses this machine would claim, and changes nothing; it needs no privileges.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.log = newLogger(o.verbose)
+			if o.dryRun && o.file == "" {
+				return &exitError{2, errors.New("--dry-run says what a document would claim; name it with -c FILE (what the controller's would change: decoynet diff -f FILE)")}
+			}
 			if o.file == "" {
 				return upManaged(cmd.Context(), o)
 			}
@@ -41,8 +45,14 @@ func upCommand() *cobra.Command {
 			if err != nil {
 				return &exitError{2, err}
 			}
-			if _, err := doc.Part(); err != nil {
+			part, err := doc.Part()
+			if err != nil {
 				return &exitError{2, err}
+			}
+			if o.dryRun {
+				part.Node = doc.Options.Node
+				p := previewOf(&part)
+				return p.write(cmd.OutOrStdout(), o.output)
 			}
 			if !cmd.Flags().Changed("data") && doc.Options.Data != "" {
 				o.data = doc.Options.Data
@@ -55,6 +65,8 @@ func upCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&o.file, "config", "c", "", "the document; none on a machine that was enrolled")
 	c.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "log every step")
+	c.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be claimed, and change nothing")
+	outputFlag(c, &o.output, "table", "json") // of --dry-run
 	storeFlag(c, &o.store)
 	dataFlag(c, &o.data)
 	return c
@@ -62,7 +74,8 @@ func upCommand() *cobra.Command {
 
 type upOptions struct {
 	file, data, store string
-	verbose           bool
+	output            string // of dryRun
+	verbose, dryRun   bool
 	log               *slog.Logger
 }
 

@@ -236,3 +236,27 @@ func (c *Claimer) hold(now time.Time, b *batch) {
 		}
 	}
 }
+
+// Takes returns about how long so many addresses take from the first probe until
+// all are held, where nothing else is asked for.
+func Takes(mode deception.Claim, addresses uint64) time.Duration {
+	if mode == deception.ClaimUnchecked || addresses == 0 {
+		return 0
+	}
+	steps := lanSteps
+	if mode == deception.ClaimRFC5227 {
+		steps = rfc5227Steps
+	}
+	var waits time.Duration
+	frames := 0.0
+	for _, s := range steps {
+		if s.action != hold {
+			frames += float64(addresses)
+		}
+		if s.action != announce {
+			waits += s.after
+		}
+	}
+	limit := NewLimiter(DefaultRate)
+	return waits + time.Duration(max(frames-limit.burst, 0)/limit.fill*float64(time.Second))
+}

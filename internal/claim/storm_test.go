@@ -42,6 +42,26 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// What people are told beforehand is about what it takes.
+func TestTakes(t *testing.T) {
+	for _, mode := range []deception.Claim{deception.ClaimProbe, deception.ClaimRFC5227, deception.ClaimUnchecked} {
+		for _, prefix := range []string{"10.9.9.9/32", "10.1.0.0/24", "10.4.0.0/18"} {
+			l := newLAN(t)
+			n := l.add(Config{}, office(mode), prefix)
+			want := count(n.wanted)
+			said := Takes(mode, want)
+			l.run(said * 8 / 10)
+			if said > 0 && count(n.Held()) == want {
+				t.Errorf("%s %s: held long before %v", mode, prefix, said)
+			}
+			l.run(said*3/10 + 50*time.Millisecond) // eleven tenths
+			if count(n.Held()) != want {
+				t.Errorf("%s %s: %d held after more than %v", mode, prefix, count(n.Held()), said)
+			}
+		}
+	}
+}
+
 func sorted(lists ...[]sent) []sent {
 	out := slices.Concat(lists...)
 	slices.SortFunc(out, func(a, b sent) int { return a.at.Compare(b.at) })
