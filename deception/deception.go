@@ -273,6 +273,9 @@ type State struct {
 	Zones    []Zone
 	Services []Service
 	Decoys   []Decoy
+	// Scanners are absent from the JSON of a state without any, which nodes of
+	// versions that know none read as well.
+	Scanners []Scanner `json:",omitempty"`
 }
 
 // Segment returns the segment of that name, or nil. Likewise the others.

@@ -7,6 +7,10 @@ import "slices"
 // every zone and service that it can reach; as an egress its zones and their
 // services. A document of one machine is its own part, and so is a part.
 //
+// Known scanners are told to gateways, which record the sessions, and where
+// probes are sensed, in the segments of decoys. An agent that listens on a
+// machine's own addresses is not told whom nobody looks at.
+//
 // An agent on somebody's business server is thus told of its own ports and of
 // the gateways, never of other networks, or of services' addresses and ports.
 func (s *State) Part(node string) State {
@@ -38,7 +42,8 @@ func (s *State) Part(node string) State {
 		}
 		part.Services = append(part.Services, v)
 	}
-	away := false // some flow leaves the node through a tunnel
+	away := false   // some flow leaves the node through a tunnel
+	senses := false // decoys stand in a segment of the node
 	starts := s.aliasStarts()
 	for i, d := range s.Decoys {
 		own := d.Node == node
@@ -47,6 +52,10 @@ func (s *State) Part(node string) State {
 			part.Decoys = append(part.Decoys, d.within(&part, starts[i]))
 		}
 		away = away || own && tunnelled
+		senses = senses || own && d.Segment != HostSegment
+	}
+	if ingress || senses {
+		part.Scanners = s.Scanners
 	}
 	for _, g := range s.Gateways {
 		if away || g.Node == node {

@@ -52,6 +52,10 @@ func machines() *State {
 			{Name: "crm", Segment: HostSegment, Node: "crm-1", Any: true, Bind: bind("web", 80, 8080), Path: PathRelay, Idle: 90 * time.Second},
 			{Name: "crm-own", Segment: HostSegment, Node: "crm-1", Addresses: one("192.0.2.77"), Bind: bind("web", 80, 8081), Path: PathRelay, Idle: time.Minute},
 		},
+		Scanners: []Scanner{{
+			Name: "audit", From: []netip.Prefix{prefix("192.168.7.0/24")}, Ports: []PortRange{Port(TCP, 443)},
+			Until: time.Date(2027, 2, 1, 0, 0, 0, 0, time.UTC),
+		}},
 	}
 }
 
@@ -69,6 +73,7 @@ func holds(s *State) string {
 	list("zone", len(s.Zones), func(i int) string { return s.Zones[i].Name + "/" + s.Zones[i].Link })
 	list("service", len(s.Services), func(i int) string { return s.Services[i].Name })
 	list("decoy", len(s.Decoys), func(i int) string { return s.Decoys[i].Name })
+	list("scanner", len(s.Scanners), func(i int) string { return s.Scanners[i].Name })
 	return strings.Join(out, ", ")
 }
 
@@ -79,10 +84,10 @@ func TestPart(t *testing.T) {
 		node, want string
 		tunnels    bool
 	}{
-		{"hq", "node hq, gateway gw1, zone linux/, zone win/br-win, service web, service files, decoy hq-files, decoy dmz-web, decoy crm, decoy crm-own", false},
-		{"branch", "node branch, gateway gw2, segment office, zone linux/, service web, decoy office-web, decoy dmz-web, decoy crm, decoy crm-own", false},
-		{"vm1", "node vm1, segment vms, zone linux/auto, service web, decoy vms-web", false},
-		{"trunk-1", "node trunk-1, gateway gw1, gateway gw2, segment dmz, decoy dmz-web", true},
+		{"hq", "node hq, gateway gw1, zone linux/, zone win/br-win, service web, service files, decoy hq-files, decoy dmz-web, decoy crm, decoy crm-own, scanner audit", false},
+		{"branch", "node branch, gateway gw2, segment office, zone linux/, service web, decoy office-web, decoy dmz-web, decoy crm, decoy crm-own, scanner audit", false},
+		{"vm1", "node vm1, segment vms, zone linux/auto, service web, decoy vms-web, scanner audit", false},
+		{"trunk-1", "node trunk-1, gateway gw1, gateway gw2, segment dmz, decoy dmz-web, scanner audit", true},
 		{"crm-1", "node crm-1, gateway gw1, gateway gw2, decoy crm, decoy crm-own", true},
 		{"stranger", "node stranger", false},
 	} {
@@ -107,7 +112,7 @@ func TestPart(t *testing.T) {
 func TestPartNeedToKnow(t *testing.T) {
 	whole := machines()
 	for node, secrets := range map[string][]string{
-		"crm-1":   {"10.1.", "10.2.", "10.3.", "fd00:", "172.16.", "198.51.100.", "192.0.2.10", "br-win", "office", "dmz", "linux", "files", "vm1", "trunk-1", `"Target":80`},
+		"crm-1":   {"10.1.", "10.2.", "10.3.", "fd00:", "172.16.", "198.51.100.", "192.0.2.10", "br-win", "office", "dmz", "linux", "files", "vm1", "trunk-1", `"Target":80`, "audit", "192.168."},
 		"trunk-1": {"10.1.", "10.3.", "172.16.", "203.0.113.", "crm", "office", "linux", "vm1", `"Target":80`},
 		"hq":      {"172.16.23.1/32", "10.1.0.1", `"Netns":"web"`, "eth0", "eth1", "auto", "192.0.2.10\"", "203.0.113."},
 		"vm1":     {"10.2.", "192.0.2.", "198.51.100.", "crm", "hq", "br-win"},

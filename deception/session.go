@@ -131,6 +131,11 @@ type Session struct {
 	SourceHead, DestinationHead   []byte // the first HeadBytes of each
 
 	Reason EndReason
+
+	// Scanner is the known scanner (see Scanner) that the intruder is, by the
+	// time of the session's start; empty for everybody else. It is relayed and
+	// recorded as everybody, but no alert is raised.
+	Scanner string
 }
 
 // Running tells whether the session has not ended.
