@@ -31,6 +31,7 @@ func check(d *draft, r *report) {
 	c.zones = unique(r, "zone", d.zones, func(z *zoneDraft) located[string] { return z.name })
 	c.services = unique(r, "service", d.services, func(s *serviceDraft) located[string] { return s.name })
 	unique(r, "decoy", d.decoys, func(d *decoyDraft) located[string] { return d.name })
+	unique(r, "scanner", d.scanners, func(s *scannerDraft) located[string] { return s.name })
 	c.checkMachines()
 	c.checkSegments()
 	c.checkZones()

@@ -183,6 +183,15 @@ func TestEveryKey(t *testing.T) {
 				},
 				Path: deception.PathKernel, Idle: 90 * time.Second,
 			}},
+			Scanners: []deception.Scanner{
+				{
+					Name: "audit", From: []netip.Prefix{prefix("192.168.40.0/28"), prefix("2001:db8:40::1/128")},
+					Ports: []deception.PortRange{tcp(443), {Transport: deception.TCP, First: 8000, Last: 8100}, deception.Port(deception.UDP, 161)},
+					Until: time.Date(2027, 2, 1, 0, 0, 0, 0, time.UTC),
+				},
+				{Name: "monitoring", From: []netip.Prefix{prefix("192.168.40.20/32")}, Until: time.Date(2027, 1, 31, 18, 0, 0, 0, time.UTC)},
+				{Name: "lab", From: []netip.Prefix{prefix("192.168.40.0/24")}},
+			},
 		},
 	}
 	if diff := cmp.Diff(want, doc, opts); diff != "" {

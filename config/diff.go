@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"decoynet/deception"
 )
@@ -20,7 +21,7 @@ const (
 
 // Change is one object in which two states differ.
 type Change struct {
-	Kind   string // node, gateway, segment, zone, service or decoy
+	Kind   string // node, gateway, segment, zone, service, decoy or scanner
 	Name   string
 	Action Action
 	Fields []string // keys of the document that differ, or aliases where a decoy's alias addresses move; for Changed only
@@ -56,7 +57,8 @@ func Diff(old, new *deception.State) []Change {
 	out = append(out, diffKind("segment", old.Segments, new.Segments, segmentAspects)...)
 	out = append(out, diffKind("zone", old.Zones, new.Zones, zoneAspects)...)
 	out = append(out, diffKind("service", old.Services, new.Services, serviceAspects)...)
-	return append(out, diffKind("decoy", old.Decoys, new.Decoys, decoyAspects)...)
+	out = append(out, diffKind("decoy", old.Decoys, new.Decoys, decoyAspects)...)
+	return append(out, diffKind("scanner", old.Scanners, new.Scanners, scannerAspects)...)
 }
 
 // NodeChange is what changes on one node.
@@ -220,6 +222,14 @@ func decoyAspects(d *deception.Decoy) (string, []aspect) {
 		one("path", string(d.Path)), one("idle", d.Idle.String()),
 		unordered("aliases", aliases),
 	}
+}
+
+func scannerAspects(s *deception.Scanner) (string, []aspect) {
+	until := ""
+	if !s.Until.IsZero() {
+		until = s.Until.Format(time.RFC3339Nano)
+	}
+	return s.Name, []aspect{unordered("from", texts(s.From)), {"ports", portTexts(s.Ports)}, one("until", until)}
 }
 
 func one(key, value string) aspect { return aspect{key, []string{value}} }

@@ -21,6 +21,8 @@ services:
 decoys:
   - {name: d1, segment: office, addresses: [192.0.2.10-192.0.2.20, 192.0.2.30], bind: [{ports: [80, 443], service: web}, {ports: [2222], service: ssh, target: 22}]}
   - {name: d2, segment: office, addresses: [192.0.2.40], bind: [{ports: [22], service: ssh}]}
+scanners:
+  - {name: audit, from: [192.0.2.50, 192.0.2.60], ports: [80, 443], until: 2027-01-31}
 `
 
 func TestDiff(t *testing.T) {
@@ -36,6 +38,8 @@ func TestDiff(t *testing.T) {
 			"[53/udp, 53]", "[53, 53/udp]",
 			"[192.0.2.10-192.0.2.20, 192.0.2.30]", "[192.0.2.30, 192.0.2.15-192.0.2.20, 192.0.2.10-192.0.2.14]",
 			"{ports: [80, 443], service: web}", "{ports: [443], service: web}, {ports: [80], service: web}",
+			"from: [192.0.2.50, 192.0.2.60], ports: [80, 443], until: 2027-01-31",
+			"from: [192.0.2.60, 192.0.2.50/32], ports: [443, 80], until: 2027-02-01T01:00:00+01:00",
 		}, nil},
 		{"defaults written out", []string{"bind: [{ports: [22]", "path: relay, idle: 30m, bind: [{ports: [22]"}, nil},
 		{"node", []string{"node: hq", "node: branch"}, []string{"changed node branch: node"}},
@@ -54,6 +58,8 @@ func TestDiff(t *testing.T) {
 			"bind: [{ports: [22]", "path: kernel, idle: 1m, bind: [{ports: [22]",
 			"target: 22", "target: 22}, {ports: [8080], service: web",
 		}, []string{"changed decoy d1: bind", "changed decoy d2: addresses, path, idle"}},
+		{"scanner", []string{"192.0.2.60]", "192.0.2.61]", "[80, 443], until", "[80], until", "2027-01-31", "2027-01-30"}, []string{"changed scanner audit: from, ports, until"}},
+		{"scanner for ever", []string{", until: 2027-01-31", ""}, []string{"changed scanner audit: until"}},
 		{"renamed", []string{"name: d2", "name: d3"}, []string{"added decoy d3", "removed decoy d2"}},
 	}
 	old := &parseOK(t, diffBase).State
@@ -82,7 +88,7 @@ func replaced(t *testing.T, src string, pairs []string) string {
 
 func TestDiffAgainstNothing(t *testing.T) {
 	state := &parseOK(t, diffBase).State
-	kinds := []string{"segment office", "zone linux", "service web", "service ssh", "decoy d1", "decoy d2"}
+	kinds := []string{"segment office", "zone linux", "service web", "service ssh", "decoy d1", "decoy d2", "scanner audit"}
 	for action, changes := range map[string][]Change{"added ": Diff(nil, state), "removed ": Diff(state, nil)} {
 		var want []string
 		for _, k := range kinds {

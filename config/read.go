@@ -26,6 +26,7 @@ type draft struct {
 	zones    []*zoneDraft
 	services []*serviceDraft
 	decoys   []*decoyDraft
+	scanners []*scannerDraft
 
 	// opaque are the lists that could not be read at all: whether a reference
 	// into one is right cannot be told.
@@ -110,6 +111,9 @@ func readDocument(root *node, r *report) *draft {
 	}
 	for _, e := range o.objects("decoys", decoyShape) {
 		d.decoys = append(d.decoys, readDecoy(e))
+	}
+	for _, e := range o.objects("scanners", scannerShape) {
+		d.scanners = append(d.scanners, readScanner(e))
 	}
 	for _, list := range []string{"nodes", "gateways", "segments", "zones", "services"} {
 		n := o.fields[list]

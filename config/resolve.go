@@ -37,6 +37,9 @@ func (d *draft) resolve() *Document {
 	for _, dd := range d.decoys {
 		doc.State.Decoys = append(doc.State.Decoys, dd.resolve(doc.Options.Node))
 	}
+	for _, s := range d.scanners {
+		doc.State.Scanners = append(doc.State.Scanners, s.resolve())
+	}
 	return doc
 }
 

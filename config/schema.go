@@ -80,6 +80,7 @@ var (
 		{"nodes", wantList, false, "[{name: hq}]"},
 		{"gateways", wantList, false, "[{name: gw1, node: hq, listen: 0.0.0.0:7444}]"},
 		{"controller", wantMap, false, "{node: hq, listen: 0.0.0.0:7443}"},
+		{"scanners", wantList, false, "[{name: audit, from: [192.0.2.10]}]"},
 	}}
 	recordingShape = &shape{what: "recording", path: "recording", keys: []key{
 		{"retention", wantText, false, "90d"},
@@ -156,9 +157,16 @@ var (
 		{"listen", wantText, true, "0.0.0.0:7443"},
 		{"urls", wantTextOrList, false, `["https://hq.example.com:7443"]`},
 	}}
+	scannerShape = &shape{what: "scanner", path: "scanners[]", keys: []key{
+		{"name", wantText, true, "audit"},
+		{"from", wantTextOrList, true, "[192.0.2.10]"},
+		{"ports", wantList, false, "[443, 161/udp]"},
+		{"until", wantText, false, "2027-01-31"},
+	}}
 
 	shapes = []*shape{
 		documentShape, recordingShape, segmentShape, vxlanShape, subnetShape, zoneShape, allowShape, egressShape,
 		serviceShape, decoyShape, bindShape, nodeShape, gatewayShape, controllerShape,
+		scannerShape,
 	}
 )

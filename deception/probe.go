@@ -102,6 +102,6 @@ func (p *Probe) Count() uint64 {
 type Scanner struct {
 	Name  string
 	From  []netip.Prefix
-	Ports []PortRange // of decoys; empty: every port, pings and ARP too
+	Ports []PortRange // of decoys; empty: every port. Pings and ARP requests have none, and are its own in any case
 	Until time.Time   // zero: for ever
 }

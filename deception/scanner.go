@@ -40,9 +40,30 @@ func NewScannerTable(scanners []Scanner) *ScannerTable {
 // Match returns the name of the scanner that a contact of this moment comes
 // from, or "": of those that are known at the time and may touch the port, the one
 // with the narrowest network; of two with the same network the one further up in
-// the document. Port 0 stands for a contact without one, as a ping: scanners that
-// are known by their ports do not match it.
+// the document. Port 0 stands for a contact that has none, as a ping: the ports
+// that a scanner is known by do not matter then, since an ARP request comes before
+// whatever is allowed.
 func (t *ScannerTable) Match(source netip.Addr, transport Transport, port uint16, at time.Time) string {
+	return t.first(source, at, func(s *Scanner) bool { return port == 0 || s.scans(transport, port) })
+}
+
+// MatchProbe returns the name of the scanner that all of the probe comes from, at
+// the time of its last contact, or "". Where several ports were tried it knows too
+// little of them for scanners that are known by their ports.
+func (t *ScannerTable) MatchProbe(p *Probe) string {
+	syns, datagrams := p.Contacts[ContactSYN], p.Contacts[ContactDatagram]
+	transport, port := TCP, max(p.First.Port(), p.Latest.Port())
+	if syns == 0 {
+		transport = UDP
+	}
+	one := p.Ports == 1 && port != 0 && (syns == 0 || datagrams == 0)
+	return t.first(p.Source, p.Last, func(s *Scanner) bool {
+		return syns+datagrams == 0 || len(s.Ports) == 0 || one && s.scans(transport, port)
+	})
+}
+
+// first returns the name of the first scanner at the source that fits.
+func (t *ScannerTable) first(source netip.Addr, at time.Time, fits func(*Scanner) bool) string {
 	if t == nil || len(t.networks) == 0 || !source.IsValid() {
 		return ""
 	}
@@ -53,7 +74,7 @@ func (t *ScannerTable) Match(source netip.Addr, transport Transport, port uint16
 			continue // cannot be: lengths are those of the family
 		}
 		for _, s := range t.networks[network] {
-			if s.KnownAt(at) && s.scans(transport, port) {
+			if s.KnownAt(at) && fits(s) {
 				return s.Name
 			}
 		}

@@ -37,7 +37,7 @@ func TestScannerMatch(t *testing.T) {
 		{"198.51.100.7", TCP, 443, noon, "monitoring"},
 		{"198.51.100.7", UDP, 161, noon, "monitoring"},
 		{"198.51.100.7", UDP, 443, noon, "second"}, // of one network, by the document's order
-		{"198.51.100.7", 0, 0, noon, "second"},     // a ping
+		{"198.51.100.7", 0, 0, noon, "monitoring"}, // a ping
 	} {
 		if got := table.Match(netip.MustParseAddr(c.source), c.transport, c.port, c.at); got != c.want {
 			t.Errorf("%s to %s port %d at %s: %q, want %q", c.source, c.transport, c.port, c.at, got, c.want)
@@ -84,7 +84,7 @@ func TestScannerMatchIsASearch(t *testing.T) {
 		want, bits := "", -1
 		for _, s := range list {
 			for _, p := range s.From {
-				fits := p.Contains(source) && (s.Until.IsZero() || at.Before(s.Until)) && (s.Ports == nil || s.Ports[0].First == port)
+				fits := p.Contains(source) && (s.Until.IsZero() || at.Before(s.Until)) && (s.Ports == nil || port == 0 || s.Ports[0].First == port)
 				if fits && p.Bits() > bits {
 					want, bits = s.Name, p.Bits()
 				}
@@ -94,6 +94,43 @@ func TestScannerMatchIsASearch(t *testing.T) {
 			t.Fatalf("%s to port %d: %q, want %q", source, port, got, want)
 		}
 	})
+}
+
+func TestScannerMatchProbe(t *testing.T) {
+	source, noon := netip.MustParseAddr("192.0.2.10"), time.Date(2027, 1, 31, 12, 0, 0, 0, time.UTC)
+	from := []netip.Prefix{netip.PrefixFrom(source, 32)}
+	limited := Scanner{Name: "limited", From: from, Ports: []PortRange{Port(TCP, 443)}, Until: noon}
+	free := Scanner{Name: "free", From: from}
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.99"), port) }
+	for name, c := range map[string]struct {
+		probe       Probe
+		alone, both string
+	}{
+		"ARP":          {Probe{Contacts: [ContactKinds]uint64{ContactARP: 9}, First: at(0), Latest: at(0)}, "limited", "limited"},
+		"its port":     {Probe{Contacts: [ContactKinds]uint64{ContactARP: 9, ContactSYN: 5}, Ports: 1, First: at(0), Latest: at(443)}, "limited", "limited"},
+		"another port": {Probe{Contacts: [ContactKinds]uint64{ContactSYN: 5}, Ports: 1, First: at(22), Latest: at(22)}, "", "free"},
+		"over UDP":     {Probe{Contacts: [ContactKinds]uint64{ContactDatagram: 5}, Ports: 1, First: at(443), Latest: at(443)}, "", "free"},
+		"over both":    {Probe{Contacts: [ContactKinds]uint64{ContactSYN: 5, ContactDatagram: 5}, Ports: 1, First: at(443), Latest: at(443)}, "", "free"},
+		"two ports":    {Probe{Contacts: [ContactKinds]uint64{ContactSYN: 5}, Ports: 2, First: at(443), Latest: at(443)}, "", "free"},
+	} {
+		p := c.probe
+		p.Source, p.Last = source, noon.Add(-time.Second)
+		alone, both := NewScannerTable([]Scanner{limited}), NewScannerTable([]Scanner{limited, free})
+		if got := alone.MatchProbe(&p); got != c.alone {
+			t.Errorf("%s: %q, want %q", name, got, c.alone)
+		}
+		if got := both.MatchProbe(&p); got != c.both {
+			t.Errorf("%s, both known: %q, want %q", name, got, c.both)
+		}
+		p.Last = noon
+		if got := both.MatchProbe(&p); got != "free" {
+			t.Errorf("%s, when the time of the one is over: %q", name, got)
+		}
+		p.Source = netip.Addr{}
+		if got := both.MatchProbe(&p); got != "" {
+			t.Errorf("%s, of many sources: %q", name, got)
+		}
+	}
 }
 
 func BenchmarkScannerMatch(b *testing.B) {

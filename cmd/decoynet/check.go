@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +23,12 @@ func checkCommand() *cobra.Command {
 			s := &doc.State
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %d segments, %d zones, %d services, %d decoys with %d addresses\n",
 				file, len(s.Segments), len(s.Zones), len(s.Services), len(s.Decoys), countAddresses(s))
+			for i := range s.Scanners {
+				if k := &s.Scanners[i]; !k.KnownAt(time.Now()) {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: note: the time of scanner %q is over since %s, it is a stranger now; set another until, or drop it\n",
+						file, k.Name, k.Until.Format(time.RFC3339))
+				}
+			}
 			return nil
 		},
 	}

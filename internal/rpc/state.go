@@ -103,6 +103,16 @@ func checkState(s *deception.State) error {
 			}
 		}
 	}
+	for _, k := range s.Scanners {
+		if err := checkPorts(k.Ports); err != nil {
+			return fmt.Errorf("scanner %s: %w", k.Name, err)
+		}
+		for _, p := range k.From {
+			if !p.IsValid() || !isPlain(p.Addr()) {
+				return fmt.Errorf("scanner %s: bad network %s", k.Name, p)
+			}
+		}
+	}
 	return nil
 }
 

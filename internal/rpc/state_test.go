@@ -47,6 +47,10 @@ func wholeState() *deception.State {
 		}, {
 			Name: "crm", Segment: "host", Node: "hq", Any: true, Path: deception.PathRelay,
 		}},
+		Scanners: []deception.Scanner{{
+			Name: "audit", From: []netip.Prefix{prefix("192.168.40.0/28"), prefix("2001:db8:40::1/128")},
+			Ports: []deception.PortRange{deception.Port(deception.UDP, 161)}, Until: time.Date(2027, 2, 1, 0, 0, 0, 0, time.UTC),
+		}},
 	}
 }
 
@@ -66,6 +70,15 @@ func TestStateRoundTrip(t *testing.T) {
 	again, err := EncodeState(got)
 	if err != nil || !bytes.Equal(b, again) {
 		t.Errorf("written again:\n%s\n%s\n%v", b, again, err)
+	}
+}
+
+// Nodes of versions that know no scanners read the states of documents without.
+func TestStateWithoutScanners(t *testing.T) {
+	s := wholeState()
+	s.Scanners = nil
+	if b, err := EncodeState(s); err != nil || bytes.Contains(b, []byte("Scanners")) {
+		t.Errorf("%s: %v", b, err)
 	}
 }
 
@@ -97,6 +110,9 @@ func TestBadStates(t *testing.T) {
 		`{"Services":[{"Name":"s","Addr4":"::1"}]}`:                                             "service s: ::1 is no IPv4 address",
 		`{"Services":[{"Name":"s","Addr6":"192.0.2.1"}]}`:                                       "service s: 192.0.2.1 is no IPv6 address",
 		`{"Segments":[{"Name":"g","Subnets":[{"Prefix":""}]}]}`:                                 "segment g: bad subnet",
+		`{"Scanners":[{"Name":"k","From":["::ffff:192.0.2.1/120"]}]}`:                           "scanner k: bad network",
+		`{"Scanners":[{"Name":"k","From":[""]}]}`:                                               "scanner k: bad network",
+		`{"Scanners":[{"Name":"k","Ports":[{"Transport":6,"First":0,"Last":1}]}]}`:              "scanner k: bad port range",
 		`{"Zones":[{"Name":"z","Egress":{"Listen":"nowhere"}}]}`:                                "read desired state",
 	} {
 		_, err := DecodeState(&decoynetv1.Snapshot{Revision: "r", State: []byte(text)}, "1.0")
