@@ -13,7 +13,7 @@ import (
 )
 
 // Batch is what a node delivers at once: sessions as they start and as they
-// end, what egresses saw, events.
+// end, what egresses saw, events, probes as they grow.
 type Batch struct {
 	// Node is who delivers, where that is known: the sessions that it says run
 	// are lost when it is (Lost), also those of agents whose flows it takes.
@@ -22,6 +22,7 @@ type Batch struct {
 	Sessions []deception.Session
 	Seen     []deception.SourceSeen
 	Events   []deception.Event
+	Probes   []deception.Probe
 }
 
 // ErrRecord says that a record can never be written; delivering it again is of
@@ -107,6 +108,18 @@ func (r *Recorder) Event(e *deception.Event) {
 	r.queue.putEvent(&event)
 }
 
+// Probe records what a source has done so far; the same probe is told again, with
+// higher numbers, while it goes on. It copies what it needs, never waits and may be
+// called from any thread. A probe without an identifier is none.
+func (r *Recorder) Probe(p *deception.Probe) {
+	if p.ID.IsZero() {
+		return
+	}
+	probe := *p
+	cleanProbe(&probe)
+	r.queue.putProbe(&probe)
+}
+
 // SourceSeen records what a session's service saw as its peer. It never waits
 // and may be called from any thread.
 func (r *Recorder) SourceSeen(s *deception.SourceSeen) { r.queue.putSeen(s) }
@@ -166,6 +179,14 @@ func (d *delivery) note(b *Batch) error {
 		d.events[i] = b.Events[i]
 		cleanEvent(&d.events[i])
 	}
+	for i := range b.Probes {
+		if b.Probes[i].ID.IsZero() {
+			return fmt.Errorf("probe %d of %d has no identifier: %w", i+1, len(b.Probes), ErrRecord)
+		}
+		probe := b.Probes[i]
+		cleanProbe(&probe)
+		d.addProbe(&probe)
+	}
 	return nil
 }
 
@@ -183,6 +204,7 @@ func cleanKey(k *bindingKey) {
 	k.node, k.segment = clean(k.node, maxName), clean(k.segment, maxName)
 	k.decoy, k.service = clean(k.decoy, maxName), clean(k.service, maxName)
 	k.path = deception.Path(clean(string(k.path), maxName))
+	k.scanner = clean(k.scanner, maxName)
 }
 
 func cleanEvent(e *deception.Event) {

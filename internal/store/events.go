@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -41,14 +40,29 @@ func (f *EventFilter) where(a *arguments) string {
 	return strings.Join(parts, " AND ")
 }
 
-const selectEvent = `SELECT id, time, kind, node, segment, decoy, session,
-	source, source_port, destination, destination_port, message, seq FROM event WHERE `
+// eventListing reads the table event.
+func (r *Reader) eventListing(f EventFilter) *listing[deception.Event] {
+	return &listing[deception.Event]{
+		r: r, table: "event",
+		query: `SELECT id, time, kind, node, segment, decoy, session,
+			source, source_port, destination, destination_port, message, seq FROM event WHERE `,
+		where: f.where, limit: f.Limit, after: f.After,
+		parse: func(row *rowReader) deception.Event {
+			return deception.Event{
+				ID: row.id(), Time: row.time(), Kind: deception.EventKind(row.text()),
+				Node: row.text(), Segment: row.text(), Decoy: row.text(), Session: row.id(),
+				Source: row.addrPort(), Destination: row.addrPort(), Message: row.text(),
+			}
+		},
+		id: func(e *deception.Event) deception.SessionID { return e.ID },
+	}
+}
 
 // Events yields what the filter chooses, in the order in which the events
 // happened by the clocks of their nodes, newest last. After an error it ends.
 func (r *Reader) Events(ctx context.Context, f EventFilter) iter.Seq2[deception.Event, error] {
 	return func(yield func(deception.Event, error) bool) {
-		err := r.eventsUntil(ctx, f, lastSeq, func(e deception.Event) bool { return yield(e, nil) })
+		err := r.eventListing(f).until(ctx, lastSeq, func(e deception.Event) bool { return yield(e, nil) })
 		if err != nil && !errors.Is(err, errStop) {
 			yield(deception.Event{}, fmt.Errorf("read events: %w", err))
 		}
@@ -59,114 +73,11 @@ func (r *Reader) Events(ctx context.Context, f EventFilter) iter.Seq2[deception.
 // event that comes. Limit holds for the first part only.
 func (r *Reader) WatchEvents(ctx context.Context, f EventFilter) iter.Seq2[deception.Event, error] {
 	return func(yield func(deception.Event, error) bool) {
-		err := r.watchEvents(ctx, f, func(e deception.Event) bool { return yield(e, nil) })
+		err := r.eventListing(f).watch(ctx, func(e deception.Event) bool { return yield(e, nil) })
 		if err != nil && !errors.Is(err, errStop) && ctx.Err() == nil {
 			yield(deception.Event{}, fmt.Errorf("watch events: %w", err))
 		}
 	}
-}
-
-const lastSeq = 1<<63 - 1
-
-func (r *Reader) watchEvents(ctx context.Context, f EventFilter, yield func(deception.Event) bool) error {
-	var seq int64
-	if err := r.db.QueryRowContext(ctx, "SELECT coalesce(max(seq), 0) FROM event").Scan(&seq); err != nil {
-		return err
-	}
-	if err := r.eventsUntil(ctx, f, seq, yield); err != nil {
-		return err
-	}
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		var a arguments
-		text := selectEvent + "seq > " + a.add(seq) + " AND " + f.where(&a) + " ORDER BY seq LIMIT " + a.add(int64(pageRows))
-		page, last, err := r.readEvents(ctx, text, a.values)
-		if err != nil {
-			return err
-		}
-		for _, e := range page {
-			if !yield(e) {
-				return errStop
-			}
-		}
-		if len(page) > 0 {
-			seq = last
-		}
-		if len(page) == pageRows {
-			continue
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// eventsUntil yields the events that arrived no later than seq says. It returns
-// errStop when yield returned false.
-func (r *Reader) eventsUntil(ctx context.Context, f EventFilter, seq int64, yield func(deception.Event) bool) error {
-	newest := f.Limit > 0 && f.After.IsZero()
-	from, to, left := f.After, lastID, f.Limit
-	var kept []deception.Event
-	for {
-		rows := pageRows
-		if f.Limit > 0 {
-			rows = min(rows, left)
-		}
-		var a arguments
-		text := selectEvent + "id > " + a.add(r.back.key(from)) + " AND id < " + a.add(r.back.key(to)) +
-			" AND seq <= " + a.add(seq) + " AND " + f.where(&a) + " ORDER BY id " + order(newest) + " LIMIT " + a.add(int64(rows))
-		page, _, err := r.readEvents(ctx, text, a.values)
-		if err != nil {
-			return err
-		}
-		left -= len(page)
-		done := len(page) < rows || f.Limit > 0 && left == 0
-		if newest {
-			kept = append(kept, page...)
-			if !done {
-				to = page[len(page)-1].ID
-				continue
-			}
-			slices.Reverse(kept)
-			page = kept
-		}
-		for _, e := range page {
-			if !yield(e) {
-				return errStop
-			}
-		}
-		if done {
-			return nil
-		}
-		from = page[len(page)-1].ID
-	}
-}
-
-func order(newestFirst bool) string {
-	if newestFirst {
-		return "DESC"
-	}
-	return "ASC"
-}
-
-// readEvents runs a statement that begins with selectEvent, and returns the last
-// row's number too.
-func (r *Reader) readEvents(ctx context.Context, text string, args []any) (out []deception.Event, seq int64, err error) {
-	err = r.each(ctx, text, args, func(values []any) error {
-		row := rowReader{values: values}
-		e := deception.Event{
-			ID: row.id(), Time: row.time(), Kind: deception.EventKind(row.text()),
-			Node: row.text(), Segment: row.text(), Decoy: row.text(), Session: row.id(),
-			Source: row.addrPort(), Destination: row.addrPort(), Message: row.text(),
-		}
-		seq = row.number()
-		out = append(out, e)
-		return row.err
-	})
-	return out, seq, err
 }
 
 // addrPort is an address, as text, and a port.

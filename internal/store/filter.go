@@ -18,6 +18,8 @@ type Filter struct {
 	Source       netip.Prefix // the intruder's address
 	// Names; all sessions of one match exactly.
 	Segment, Decoy, Service string
+	Scanner                 string // sessions of this known scanner
+	Unknown                 bool   // sessions of nobody who is known
 	// Limit is the greatest number of sessions: the newest ones or, with
 	// After, the oldest behind it.
 	Limit int
@@ -55,6 +57,12 @@ func (f *Filter) where(d dialect, bindings []int64, a *arguments) string {
 		} else {
 			parts = append(parts, "finish IS NOT NULL")
 		}
+	}
+	if f.Scanner != "" {
+		parts = append(parts, "binding IN (SELECT id FROM binding WHERE scanner = "+a.add(f.Scanner)+")")
+	}
+	if f.Unknown {
+		parts = append(parts, "binding IN (SELECT id FROM binding WHERE scanner = '')")
 	}
 	if f.Source.IsValid() {
 		parts = append(parts, d.within(a, f.Source))

@@ -20,11 +20,17 @@ func (w *writer) notes(b *batch) error {
 	if err := w.events(b.events); err != nil {
 		return err
 	}
+	if err := w.probes(b.probes); err != nil {
+		return err
+	}
 	for _, d := range b.deliveries {
 		if err := w.seen(d.seen); err != nil {
 			return err
 		}
 		if err := w.events(d.events); err != nil {
+			return err
+		}
+		if err := w.probes(d.probes); err != nil {
 			return err
 		}
 	}

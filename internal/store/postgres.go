@@ -20,7 +20,7 @@ import (
 
 const (
 	// postgresVersion is the newest migration.
-	postgresVersion = 1
+	postgresVersion = 2
 	// postgresTable holds which migrations were applied. It has a name of its
 	// own because others keep their tables in the same database.
 	postgresTable = "store_migration"

@@ -36,12 +36,28 @@ type load struct {
 
 	seen   []deception.SourceSeen
 	events []deception.Event
-	notes  int // memory that seen and events take
+	probes map[deception.SessionID]*deception.Probe // as told last
+	notes  int                                      // memory that seen, events and probes take
 }
 
-func (l *load) count() int  { return l.ends.count + l.starts.count + len(l.seen) + len(l.events) }
+func (l *load) count() int {
+	return l.ends.count + l.starts.count + len(l.seen) + len(l.events) + len(l.probes)
+}
 func (l *load) bytes() int  { return l.ends.bytes + l.starts.bytes + l.notes }
 func (l *load) empty() bool { return l.count() == 0 }
+
+// addProbe takes a probe, or what is newly told of one that waits. It tells
+// whether it was not there before.
+func (l *load) addProbe(p *deception.Probe) (added bool) {
+	have := l.probes[p.ID]
+	if have == nil || newerProbe(p, have) {
+		if l.probes == nil {
+			l.probes = make(map[deception.SessionID]*deception.Probe)
+		}
+		l.probes[p.ID] = p
+	}
+	return have == nil
+}
 
 // queue holds what is recorded between the relay's threads and the writer. It
 // is bounded by bytes, and never waits.
@@ -70,7 +86,7 @@ type queue struct {
 
 // losses counts what did not fit.
 type losses struct {
-	starts, ends, heads, seen, events uint64
+	starts, ends, heads, seen, events, probes uint64
 }
 
 // batch is what the writer works on.
@@ -127,7 +143,7 @@ func (q *queue) putEnd(s *deception.Session) {
 	q.put(&q.waiting.ends, s, heads)
 }
 
-// putSeen and putEvent have half of the queue, as starts do.
+// putSeen, putEvent and putProbe have half of the queue, as starts do.
 func (q *queue) putSeen(s *deception.SourceSeen) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -150,10 +166,27 @@ func (q *queue) putEvent(e *deception.Event) {
 	q.noted(eventBytes(e))
 }
 
+// putProbe has room for what is told of a probe that waits already.
+func (q *queue) putProbe(p *deception.Probe) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed || q.bytes() > q.limit/2 && q.waiting.probes[p.ID] == nil {
+		q.lost.probes++
+		return
+	}
+	if q.waiting.addProbe(p) {
+		q.noted(probeBytes(p))
+	}
+}
+
 const seenBytes = int(unsafe.Sizeof(deception.SourceSeen{}))
 
 func eventBytes(e *deception.Event) int {
 	return int(unsafe.Sizeof(*e)) + len(e.Message) + len(e.Node) + len(e.Segment) + len(e.Decoy)
+}
+
+func probeBytes(p *deception.Probe) int {
+	return int(unsafe.Sizeof(*p)) + len(p.Node) + len(p.Segment) + len(p.SourceMAC) + len(p.Scanner)
 }
 
 func (q *queue) noted(bytes int) {
@@ -252,8 +285,8 @@ func (q *queue) take(all bool) *batch {
 	}
 	b.drained = w.ends.count+w.starts.count == 0
 	b.keys = w.keys[:len(w.keys):len(w.keys)]
-	b.seen, b.events, b.notes = w.seen, w.events, w.notes
-	w.seen, w.events, w.notes = nil, nil, 0
+	b.seen, b.events, b.probes, b.notes = w.seen, w.events, w.probes, w.notes
+	w.seen, w.events, w.probes, w.notes = nil, nil, nil, 0
 	b.deliveries = q.cutDeliveries()
 	return b
 }
@@ -280,6 +313,7 @@ func (l *losses) add(o *load) {
 	l.ends += uint64(o.ends.count)
 	l.seen += uint64(len(o.seen))
 	l.events += uint64(len(o.events))
+	l.probes += uint64(len(o.probes))
 }
 
 // close refuses what comes from now on; it counts as lost.

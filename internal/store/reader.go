@@ -94,6 +94,22 @@ type Total struct {
 	Last                          time.Time // start of the newest ended session
 }
 
+func (t *Total) sameBinding(o *Total) bool {
+	return t.Node == o.Node && t.Segment == o.Segment && t.Decoy == o.Decoy && t.Service == o.Service &&
+		t.Transport == o.Transport && t.Path == o.Path
+}
+
+func (t *Total) add(o *Total) {
+	const most = 1 << 62 // as totalsUpdate has it
+	t.Ended, t.Running = t.Ended+o.Ended, t.Running+o.Running
+	t.SourceBytes = min(t.SourceBytes, most) + min(o.SourceBytes, most-1)
+	t.DestinationBytes = min(t.DestinationBytes, most) + min(o.DestinationBytes, most-1)
+	t.SourceBytes, t.DestinationBytes = min(t.SourceBytes, most), min(t.DestinationBytes, most)
+	if o.Last.After(t.Last) {
+		t.Last = o.Last
+	}
+}
+
 // Totals returns the totals of every binding, in the order of their names.
 func (r *Reader) Totals(ctx context.Context) ([]Total, error) {
 	var out []Total
@@ -107,12 +123,18 @@ func (r *Reader) Totals(ctx context.Context) ([]Total, error) {
 		WHERE ended > 0 OR running > 0
 		ORDER BY node, segment, decoy, service, transport, path`, nil, func(values []any) error {
 		row := rowReader{values: values}
-		out = append(out, Total{
+		t := Total{
 			Node: row.text(), Segment: row.text(), Decoy: row.text(), Service: row.text(),
 			Transport: deception.Transport(row.number()), Path: deception.Path(row.text()),
 			Ended: row.number(), Running: row.number(),
 			SourceBytes: row.number(), DestinationBytes: row.number(), Last: row.time(),
-		})
+		}
+		// What known scanners did stands in rows of its own, next to the others.
+		if n := len(out); n > 0 && out[n-1].sameBinding(&t) {
+			out[n-1].add(&t)
+		} else {
+			out = append(out, t)
+		}
 		return row.err
 	})
 	if err != nil {

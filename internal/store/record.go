@@ -32,10 +32,11 @@ type bindingKey struct {
 	node, segment, decoy, service string
 	transport                     deception.Transport
 	path                          deception.Path
+	scanner                       string // a known one; empty for everybody else
 }
 
 func keyOf(s *deception.Session) bindingKey {
-	return bindingKey{s.Node, s.Segment, s.Decoy, s.Service, s.Transport, s.Path}
+	return bindingKey{s.Node, s.Segment, s.Decoy, s.Service, s.Transport, s.Path, s.Scanner}
 }
 
 // appendRecord writes the session behind buf, which has room for recordMax.

@@ -31,8 +31,8 @@ type RecorderConfig struct {
 	Name       string
 	QueueBytes int           // memory for sessions that wait to be written
 	Flush      time.Duration // how long a session may wait for others
-	Retain     time.Duration // age at which ended sessions and events are deleted; negative: never
-	// MaxBytes is the size from which the oldest sessions and events of a file
+	Retain     time.Duration // age at which ended sessions, events and probes are deleted; negative: never
+	// MaxBytes is the size from which the oldest sessions, events and probes of a file
 	// are deleted; negative: none. The size of a database is its server's matter.
 	MaxBytes int64
 }
@@ -46,9 +46,10 @@ type RecorderStats struct {
 	// Lost counts ended sessions that were given up because they could not be
 	// written in time; LostStarts announcements of a start likewise (the end of
 	// such a session is usually recorded, with all that the start held);
-	// LostHeads sessions recorded without their first bytes. LostEvents and
-	// LostSeen count events and reports of egresses.
-	Lost, LostStarts, LostHeads, LostEvents, LostSeen uint64
+	// LostHeads sessions recorded without their first bytes. LostEvents,
+	// LostSeen and LostProbes count events, reports of egresses, and what was told
+	// of probes (more of which is usually told later).
+	Lost, LostStarts, LostHeads, LostEvents, LostSeen, LostProbes uint64
 	// FailingSince is when writing began to fail, zero while it works.
 	FailingSince time.Time
 	LastError    error // the newest failure, also after it is over
@@ -180,7 +181,7 @@ func (r *Recorder) Stats() RecorderStats {
 	s := r.stats
 	s.Queued, s.QueuedBytes = count, bytes
 	s.Lost, s.LostStarts, s.LostHeads = lost.ends, lost.starts, lost.heads
-	s.LostEvents, s.LostSeen = lost.events, lost.seen
+	s.LostEvents, s.LostSeen, s.LostProbes = lost.events, lost.seen, lost.probes
 	return s
 }
 

@@ -38,6 +38,9 @@ func (w *writer) tend(now time.Time, alive bool) (more bool, err error) {
 		if err := w.deleteSeen(now); err != nil {
 			return false, fmt.Errorf("delete what was seen of sessions that did not come: %w", err)
 		}
+		if err := w.endSilentProbes(now); err != nil {
+			return false, fmt.Errorf("end probes that nobody tells of any more: %w", err)
+		}
 	}
 	if now.Sub(w.tended) < between {
 		return false, nil
@@ -60,7 +63,7 @@ func (w *writer) tend(now time.Time, alive bool) (more bool, err error) {
 	return more, w.measure()
 }
 
-// deleteSlice deletes the oldest ended sessions, and events: those past their
+// deleteSlice deletes the oldest ended sessions, events and probes: those past their
 // age or, where the file is too large, any. It tells whether there may be more.
 func (w *writer) deleteSlice(now time.Time) (more bool, err error) {
 	used, _, err := w.conn.size()
@@ -78,8 +81,8 @@ func (w *writer) deleteSlice(now time.Time) (more bool, err error) {
 }
 
 // deleteBefore deletes a slice of the sessions before an identifier that had
-// ended at a time, and of the events: not those that are younger than the
-// youngest of these sessions.
+// ended at a time, and of the events and probes: not those that are younger than
+// the youngest of these sessions.
 func (w *writer) deleteBefore(id deception.SessionID, ended time.Time) (more bool, err error) {
 	err = w.transact(false, func() error {
 		ids, err := w.identifiers("SELECT id FROM session WHERE id < $1 AND finish < $2 ORDER BY id LIMIT $3",
@@ -98,6 +101,13 @@ func (w *writer) deleteBefore(id deception.SessionID, ended time.Time) (more boo
 		}
 		n, err := w.conn.exec(`DELETE FROM event WHERE id IN (
 			SELECT id FROM event WHERE id < $1 AND time < $2 ORDER BY id LIMIT $3)`,
+			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
+		more = more || n == deleteSlice
+		if err != nil {
+			return err
+		}
+		n, err = w.conn.exec(`DELETE FROM probe WHERE id IN (
+			SELECT id FROM probe WHERE id < $1 AND last < $2 ORDER BY id LIMIT $3)`,
 			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
 		more = more || n == deleteSlice
 		return err

@@ -201,7 +201,7 @@ func (r *Reader) name(ctx context.Context, sessions []deception.Session, binding
 		}
 		s := &sessions[i]
 		s.Node, s.Segment, s.Decoy, s.Service = key.node, key.segment, key.decoy, key.service
-		s.Transport, s.Path = key.transport, key.path
+		s.Transport, s.Path, s.Scanner = key.transport, key.path, key.scanner
 	}
 	return nil
 }
@@ -213,7 +213,7 @@ func (r *Reader) loadBindings(ctx context.Context) error {
 }
 
 func (r *Reader) loadBindingsLocked(ctx context.Context) error {
-	rows, err := r.db.QueryContext(ctx, "SELECT id, node, segment, decoy, service, transport, path FROM binding")
+	rows, err := r.db.QueryContext(ctx, "SELECT id, node, segment, decoy, service, transport, path, scanner FROM binding")
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (r *Reader) loadBindingsLocked(ctx context.Context) error {
 	for rows.Next() {
 		var id int64
 		var k bindingKey
-		if err := rows.Scan(&id, &k.node, &k.segment, &k.decoy, &k.service, &k.transport, &k.path); err != nil {
+		if err := rows.Scan(&id, &k.node, &k.segment, &k.decoy, &k.service, &k.transport, &k.path, &k.scanner); err != nil {
 			return err
 		}
 		r.bindings[id] = k

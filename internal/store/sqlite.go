@@ -21,7 +21,7 @@ import (
 )
 
 // sqliteVersion is what the newest migration leaves in PRAGMA user_version.
-const sqliteVersion = 2
+const sqliteVersion = 3
 
 // busyTimeout is short because the recorder itself tries again, and has to
 // notice in between that it is to stop.

@@ -1,10 +1,10 @@
-// Package store keeps what decoynet records: sessions, and events about the
-// deception network itself.
+// Package store keeps what decoynet records: sessions, probes, and events about
+// the deception network itself.
 //
 // A store is an SQLite file or a PostgreSQL database. One process writes the
 // file, through a Recorder; any number write the database. Any number of
 // processes read, through a Reader or with the plain sqlite3 and psql tools,
-// whose views "sessions" and "events" have one column per field in the names of
+// whose views "sessions", "probes" and "events" have one column per field in the names of
 // the Elastic Common Schema.
 //
 // Recording is made cheap: a relay carries ten thousand connections a second on

@@ -397,15 +397,15 @@ func (w *writer) binding(n uint32, keys []bindingKey, from lot) (id int64, err e
 func (w *writer) bindingRow(k *bindingKey) (int64, error) {
 	c := *k
 	cleanKey(&c)
-	args := []any{c.node, c.segment, c.decoy, c.service, int64(c.transport), string(c.path)}
+	args := []any{c.node, c.segment, c.decoy, c.service, int64(c.transport), string(c.path), c.scanner}
 	const search = `SELECT id FROM binding WHERE node = $1 AND segment = $2 AND decoy = $3
-		AND service = $4 AND transport = $5 AND path = $6`
+		AND service = $4 AND transport = $5 AND path = $6 AND scanner = $7`
 	id, err := w.number(search, args...)
 	if err != nil || id != 0 {
 		return id, err
 	}
-	if _, err := w.conn.exec(`INSERT INTO binding (node, segment, decoy, service, transport, path)
-		VALUES ($1, $2, $3, $4, $5, $6)`, args...); err != nil {
+	if _, err := w.conn.exec(`INSERT INTO binding (node, segment, decoy, service, transport, path, scanner)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)`, args...); err != nil {
 		return 0, err
 	}
 	return w.number(search, args...)
