@@ -72,6 +72,7 @@ var rules = map[string]rule{
 	decoynetv1connect.AdminServiceListAuditProcedure:       {role: admin},
 	decoynetv1connect.AdminServiceListSessionsProcedure:    {role: viewer},
 	decoynetv1connect.AdminServiceListEventsProcedure:      {role: viewer},
+	decoynetv1connect.AdminServiceListProbesProcedure:      {role: viewer},
 }
 
 // caller is who makes a call.

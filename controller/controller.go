@@ -51,13 +51,15 @@ type Reader interface {
 	Watch(ctx context.Context, f store.Filter) iter.Seq2[deception.Session, error]
 	Events(ctx context.Context, f store.EventFilter) iter.Seq2[deception.Event, error]
 	WatchEvents(ctx context.Context, f store.EventFilter) iter.Seq2[deception.Event, error]
+	Probes(ctx context.Context, f store.ProbeFilter) iter.Seq2[deception.Probe, error]
+	WatchProbes(ctx context.Context, f store.ProbeFilter) iter.Seq2[deception.Probe, error]
 }
 
 // Config is what a controller works with. Registry, Store and URLs are required.
 type Config struct {
 	Registry *registry.Registry
 	Store    Store
-	Reader   Reader // nil: sessions and events cannot be listed
+	Reader   Reader // nil: sessions, events and probes cannot be listed
 	// Data is the data directory, where the first API user's token is written for
 	// the commands on this machine; empty where that is not wanted.
 	Data    string

@@ -139,6 +139,7 @@ func (s adminService) ListSessions(ctx context.Context, req *connect.Request[dec
 	m := req.Msg
 	f := store.Filter{
 		Since: timeOf(m.GetSince()), Segment: m.GetSegment(), Decoy: m.GetDecoy(), Service: m.GetService(), Limit: int(m.GetLimit()),
+		Scanner: m.GetScanner(), Unknown: m.GetUnknown(),
 	}
 	if m.GetSource() != "" {
 		var err error
@@ -214,6 +215,39 @@ func (s adminService) ListEvents(ctx context.Context, req *connect.Request[decoy
 			return s.c.streamError(ctx, err)
 		}
 		if err := send(ctx, stream, &decoynetv1.ListEventsResponse{Event: rpc.EncodeEvent(&event)}); err != nil {
+			return err
+		}
+	}
+	return s.c.streamError(ctx, nil)
+}
+
+// ListProbes streams probes.
+func (s adminService) ListProbes(ctx context.Context, req *connect.Request[decoynetv1.ListProbesRequest], stream *connect.ServerStream[decoynetv1.ListProbesResponse]) error {
+	m := req.Msg
+	f := store.ProbeFilter{
+		Since: timeOf(m.GetSince()), Segment: m.GetSegment(), Node: m.GetNode(), Limit: int(m.GetLimit()),
+		Scanner: m.GetScanner(), Unknown: m.GetUnknown(),
+	}
+	if m.GetSource() != "" {
+		var err error
+		if f.Source, err = parseSource(m.GetSource()); err != nil {
+			return connect.NewError(connect.CodeInvalidArgument, err)
+		}
+	}
+	if s.c.cfg.Reader == nil {
+		return errNoReader
+	}
+	list := s.c.cfg.Reader.Probes
+	if m.GetWatch() {
+		list = s.c.cfg.Reader.WatchProbes
+	}
+	ctx, end := s.c.whileAllowed(ctx)
+	defer end()
+	for probe, err := range list(ctx, f) {
+		if err != nil {
+			return s.c.streamError(ctx, err)
+		}
+		if err := send(ctx, stream, &decoynetv1.ListProbesResponse{Probe: rpc.EncodeProbe(&probe)}); err != nil {
 			return err
 		}
 	}

@@ -137,7 +137,7 @@ func (s nodeService) Upload(ctx context.Context, req *connect.Request[decoynetv1
 // commit commits the batch. Records that the store can never take are left out, one by
 // one, and their errors returned.
 func (c *Controller) commit(ctx context.Context, b store.Batch) (refused []error, err error) {
-	n := len(b.Sessions) + len(b.Seen) + len(b.Events)
+	n := recordsOf(&b)
 	if n == 0 {
 		return nil, nil
 	}
@@ -164,15 +164,22 @@ func (c *Controller) commit(ctx context.Context, b store.Batch) (refused []error
 // halves cuts a batch of two records or more in two.
 func halves(b store.Batch) (first, second store.Batch) {
 	first, second = store.Batch{Node: b.Node}, store.Batch{Node: b.Node}
-	room := (len(b.Sessions) + len(b.Seen) + len(b.Events)) / 2
+	room := recordsOf(&b) / 2
 	n := min(room, len(b.Sessions))
 	first.Sessions, second.Sessions = b.Sessions[:n], b.Sessions[n:]
 	room -= n
 	n = min(room, len(b.Seen))
 	first.Seen, second.Seen = b.Seen[:n], b.Seen[n:]
 	room -= n
-	first.Events, second.Events = b.Events[:room], b.Events[room:]
+	n = min(room, len(b.Events))
+	first.Events, second.Events = b.Events[:n], b.Events[n:]
+	room -= n
+	first.Probes, second.Probes = b.Probes[:room], b.Probes[room:]
 	return first, second
+}
+
+func recordsOf(b *store.Batch) int {
+	return len(b.Sessions) + len(b.Seen) + len(b.Events) + len(b.Probes)
 }
 
 // readRecords decodes a node's records. They are about the node itself, unless it
@@ -198,6 +205,9 @@ func readRecords(records [][]byte, node string, relays bool) (b store.Batch, bad
 		case r.Event != nil:
 			own(&r.Event.Node)
 			b.Events = append(b.Events, *r.Event)
+		case r.Probe != nil:
+			r.Probe.Node = node // what it saw itself, whatever it relays
+			b.Probes = append(b.Probes, *r.Probe)
 		}
 	}
 	return b, bad, example

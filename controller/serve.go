@@ -136,7 +136,8 @@ func (c *Controller) bounded(next http.Handler) http.Handler {
 func isStream(path string) bool {
 	switch path {
 	case decoynetv1connect.NodeServiceWatchProcedure,
-		decoynetv1connect.AdminServiceListSessionsProcedure, decoynetv1connect.AdminServiceListEventsProcedure:
+		decoynetv1connect.AdminServiceListSessionsProcedure, decoynetv1connect.AdminServiceListEventsProcedure,
+		decoynetv1connect.AdminServiceListProbesProcedure:
 		return true
 	}
 	return false

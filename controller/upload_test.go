@@ -42,6 +42,23 @@ func sessionRecord(t testing.TB, s *deception.Session) []byte {
 	return encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_Session{Session: rpc.EncodeSession(s)}})
 }
 
+// probe makes the n-th probe, as told for the times-th time.
+func probe(n, times int, node string) *deception.Probe {
+	start := time.Unix(1_700_000_000, 0).Add(time.Duration(n) * time.Millisecond)
+	p := &deception.Probe{
+		Start: start, Last: start.Add(time.Duration(times) * time.Second), Node: node, Segment: "office",
+		Source: addrPort("198.51.100.1:0").Addr(), Sources: 1, Kind: deception.ScanHorizontal, Addresses: uint64(n), Ports: 1,
+		First: addrPort("192.0.2.4:445"), Latest: addrPort("192.0.2.5:445"),
+	}
+	p.ID = deception.SessionID{6: 0x70, 8: 0x80, 15: byte(n + 1)}
+	p.Contacts[deception.ContactSYN] = uint64(times)
+	return p
+}
+
+func probeRecord(t testing.TB, p *deception.Probe) []byte {
+	return encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_Probe{Probe: rpc.EncodeProbe(p)}})
+}
+
 // Agents speak for themselves, ingress gateways for their agents too.
 func TestWhoseRecordsTheyAre(t *testing.T) {
 	s := newSite(t, options{})
@@ -56,6 +73,7 @@ func TestWhoseRecordsTheyAre(t *testing.T) {
 			encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: rpc.EncodeSourceSeen(&deception.SourceSeen{
 				Session: claimed.ID, SourceNAT: addrPort("198.51.100.1:9"), SourceMode: deception.SourcePortMoved,
 			})}}),
+			probeRecord(t, probe(1, 1, "crm-2")),
 		}}))
 		if err != nil {
 			t.Fatal(err)
@@ -66,6 +84,10 @@ func TestWhoseRecordsTheyAre(t *testing.T) {
 		}
 		if got := fmt.Sprint(b.Sessions[0].Node, " ", b.Sessions[1].Node, " ", b.Events[0].Node); got != want {
 			t.Errorf("records of %s are of %s, want %s", node, got, want)
+		}
+		// What an ingress gateway relays is sensed by the agents themselves.
+		if len(b.Probes) != 1 || b.Probes[0].Node != node {
+			t.Errorf("probes of %s: %+v", node, b.Probes)
 		}
 	}
 }
@@ -141,11 +163,12 @@ func TestHalves(t *testing.T) {
 		whole.Sessions = append(whole.Sessions, *session(i, "", ""))
 		whole.Seen = append(whole.Seen, deception.SourceSeen{SourceNAT: addrPort(fmt.Sprintf("192.0.2.1:%d", i+1))})
 		whole.Events = append(whole.Events, deception.Event{Message: fmt.Sprint(i)})
+		whole.Probes = append(whole.Probes, *probe(i, 1, ""))
 	}
 	var singles int
 	var cut func(b store.Batch)
 	cut = func(b store.Batch) {
-		n := len(b.Sessions) + len(b.Seen) + len(b.Events)
+		n := len(b.Sessions) + len(b.Seen) + len(b.Events) + len(b.Probes)
 		if n == 1 {
 			singles++
 			return
@@ -158,8 +181,8 @@ func TestHalves(t *testing.T) {
 		cut(second)
 	}
 	cut(whole)
-	if singles != 9 {
-		t.Errorf("%d records of 9", singles)
+	if singles != 12 {
+		t.Errorf("%d records of 12", singles)
 	}
 }
 
@@ -184,8 +207,15 @@ func TestListing(t *testing.T) {
 	_, node := s.join(t, "crm-1")
 	var records [][]byte
 	for i := range 10 {
-		records = append(records, sessionRecord(t, session(i, "", fmt.Sprint("decoy", i%2))))
+		v := session(i, "", fmt.Sprint("decoy", i%2))
+		if i == 4 {
+			v.Scanner = "audit"
+		}
+		records = append(records, sessionRecord(t, v), probeRecord(t, probe(i, 1, "")))
 	}
+	known := probe(3, 2, "")
+	known.Scanner = "audit"
+	records = append(records, probeRecord(t, known))
 	for range 2 {
 		if _, err := node.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: records})); err != nil {
 			t.Fatal(err)
@@ -213,6 +243,8 @@ func TestListing(t *testing.T) {
 		"[1 3 5 7 9]":           {Decoy: "decoy1", Segment: "host", Service: "web"},
 		"[]":                    {Source: "198.51.100.0/25", Decoy: "none"},
 		"[6 8]":                 {Source: "198.51.100.1", Decoy: "decoy0", Limit: 2},
+		"[4]":                   {Scanner: "audit"},
+		"[0 2 6 8]":             {Decoy: "decoy0", Unknown: true},
 	} {
 		got, err := sessions(m)
 		if err != nil || fmt.Sprint(got) != want {
@@ -220,6 +252,38 @@ func TestListing(t *testing.T) {
 		}
 	}
 	if _, err := sessions(&decoynetv1.ListSessionsRequest{Source: "nonsense"}); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("source nonsense: %v", err)
+	}
+
+	probes := func(m *decoynetv1.ListProbesRequest) (out []uint64, err error) {
+		stream, err := c.ListProbes(within(t), connect.NewRequest(m))
+		if err != nil {
+			return nil, err
+		}
+		defer stream.Close()
+		for (!m.GetWatch() || len(out) < 11) && stream.Receive() {
+			if out = append(out, stream.Msg().GetProbe().GetAddresses()); len(out) == 10 && m.GetWatch() {
+				recorder.Probe(probe(5, 9, "crm-1"))
+			}
+		}
+		return out, stream.Err()
+	}
+	for want, m := range map[string]*decoynetv1.ListProbesRequest{
+		"[0 1 2 3 4 5 6 7 8 9]": {Node: "crm-1", Segment: "office"},
+		"[8 9]":                 {Limit: 2},
+		"[3]":                   {Scanner: "audit"},
+		"[7 8 9]":               {Source: "198.51.100.0/24", Unknown: true, Limit: 3},
+		"[]":                    {Source: "198.51.100.2"},
+	} {
+		got, err := probes(m)
+		if err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%v: %v, %v; want %s", m, got, err, want)
+		}
+	}
+	if got, err := probes(&decoynetv1.ListProbesRequest{Watch: true}); fmt.Sprint(got) != "[0 1 2 3 4 5 6 7 8 9 5]" {
+		t.Errorf("watched %v, %v", got, err)
+	}
+	if _, err := probes(&decoynetv1.ListProbesRequest{Source: "nonsense"}); connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("source nonsense: %v", err)
 	}
 

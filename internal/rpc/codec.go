@@ -40,7 +40,7 @@ func encodeSession(m *decoynetv1.Session, s *deception.Session, room []byte) []b
 	m.Destination, m.DestinationNat = part(s.Destination), part(s.DestinationNAT)
 	m.SourceBytes, m.DestinationBytes = s.SourceBytes, s.DestinationBytes
 	m.SourceHead, m.DestinationHead = s.SourceHead, s.DestinationHead
-	m.Reason = uint32(s.Reason)
+	m.Reason, m.Scanner = uint32(s.Reason), validText(s.Scanner)
 	return room
 }
 
@@ -68,6 +68,7 @@ func DecodeSession(m *decoynetv1.Session) (deception.Session, error) {
 		SourceHead:       d.head("source_head", m.GetSourceHead()),
 		DestinationHead:  d.head("destination_head", m.GetDestinationHead()),
 		Reason:           d.reason(m.GetReason()),
+		Scanner:          m.GetScanner(),
 	}
 	return s, d.err
 }
@@ -142,6 +143,7 @@ type Record struct {
 	Session    *deception.Session
 	SourceSeen *deception.SourceSeen
 	Event      *deception.Event
+	Probe      *deception.Probe
 }
 
 // DecodeRecord reads one record of an UploadRequest. It shares the heads' bytes with
@@ -161,8 +163,11 @@ func DecodeRecord(b []byte) (Record, error) {
 	case *decoynetv1.Record_Event:
 		e, err := DecodeEvent(k.Event)
 		return Record{Event: &e}, err
+	case *decoynetv1.Record_Probe:
+		p, err := DecodeProbe(k.Probe)
+		return Record{Probe: &p}, err
 	}
-	return Record{}, errors.New("read record: it is neither session, source_seen nor event; the node may be newer than the controller")
+	return Record{}, errors.New("read record: it is neither session, source_seen, event nor probe; the node may be newer than the controller")
 }
 
 // encodeTime writes ns since 1970, 0 for the zero time.

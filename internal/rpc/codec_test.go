@@ -63,7 +63,8 @@ var (
 			Destination: anyAddr.Draw(t, "destination"), DestinationNAT: maybeAddr.Draw(t, "destination_nat"),
 			SourceBytes: rapid.Uint64().Draw(t, "source_bytes"), DestinationBytes: rapid.Uint64().Draw(t, "destination_bytes"),
 			SourceHead: anyHead.Draw(t, "source_head"), DestinationHead: anyHead.Draw(t, "destination_head"),
-			Reason: deception.EndReason(rapid.Byte().Draw(t, "reason")),
+			Reason:  deception.EndReason(rapid.Byte().Draw(t, "reason")),
+			Scanner: rapid.String().Draw(t, "scanner"),
 		}
 		if rapid.Bool().Draw(t, "ended") {
 			s.End = anyTime.Draw(t, "end")
@@ -88,6 +89,27 @@ var (
 		}
 		return e
 	})
+	anyProbe = rapid.Custom(func(t *rapid.T) *deception.Probe {
+		p := &deception.Probe{
+			ID: anyID.Draw(t, "id"), Start: anyTime.Draw(t, "start"), Last: anyTime.Draw(t, "last"),
+			Node: rapid.String().Draw(t, "node"), Segment: rapid.String().Draw(t, "segment"),
+			SourceMAC: rapid.String().Draw(t, "MAC"), Sources: rapid.Uint64().Draw(t, "sources"),
+			Kind:      rapid.SampledFrom([]deception.ScanKind{deception.ScanContact, deception.ScanPort, deception.ScanNetwork}).Draw(t, "kind"),
+			Addresses: rapid.Uint64().Draw(t, "addresses"), Ports: rapid.Uint64().Draw(t, "ports"),
+			Approximate: rapid.Bool().Draw(t, "approximate"),
+			First:       maybeAddr.Draw(t, "first"), Latest: maybeAddr.Draw(t, "latest"), Scanner: rapid.String().Draw(t, "scanner"),
+		}
+		for i := range p.Contacts {
+			p.Contacts[i] = rapid.Uint64().Draw(t, "contacts")
+		}
+		if rapid.Bool().Draw(t, "one source") {
+			p.Source = anyIP.Draw(t, "source")
+		}
+		if rapid.Bool().Draw(t, "over") {
+			p.End = anyTime.Draw(t, "end")
+		}
+		return p
+	})
 )
 
 // What a recorder puts into the spool is what the controller reads out of a record.
@@ -100,7 +122,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 	r := NewRecorder(s)
 	rapid.Check(t, func(t *rapid.T) {
 		var want Record
-		switch rapid.IntRange(0, 2).Draw(t, "kind") {
+		switch rapid.IntRange(0, 3).Draw(t, "kind") {
 		case 0:
 			want.Session = anySession.Draw(t, "session")
 			if want.Session.End.IsZero() {
@@ -114,6 +136,9 @@ func TestRecordsRoundTrip(t *testing.T) {
 		case 2:
 			want.Event = anyEvent.Draw(t, "event")
 			r.Event(want.Event)
+		case 3:
+			want.Probe = anyProbe.Draw(t, "probe")
+			r.Probe(want.Probe)
 		}
 		b, err := s.Next(t.Context(), 1, 1)
 		if err != nil {
@@ -187,6 +212,24 @@ func TestBadRecords(t *testing.T) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}
 	}
+	for want, change := range map[string]func(m *decoynetv1.Probe){
+		"probe.id has 3 bytes, not 16":                                 func(m *decoynetv1.Probe) { m.Id = []byte("abc") },
+		"probe.last is missing":                                        func(m *decoynetv1.Probe) { m.Last = 0 },
+		"probe.source has 5 bytes; 4 for IPv4, 16 for IPv6":            func(m *decoynetv1.Probe) { m.Source = make([]byte, 5) },
+		"probe.source ::ffff:192.0.2.1 is an IPv4 address in IPv6":     func(m *decoynetv1.Probe) { m.Source = netip.MustParseAddr("::ffff:192.0.2.1").AsSlice() },
+		"probe.latest has 3 bytes; 6 for IPv4, 18 for IPv6: address a": func(m *decoynetv1.Probe) { m.Latest = make([]byte, 3) },
+	} {
+		m := EncodeProbe(probe(1))
+		change(m)
+		if _, err := DecodeProbe(m); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+	newer := EncodeProbe(probe(1))
+	newer.Kind = "slow_scan"
+	if p, err := DecodeProbe(newer); err != nil || p.Kind != deception.ScanContact {
+		t.Errorf("a kind that is not known: %+v, %v", p, err)
+	}
 	for want, b := range map[string][]byte{
 		"read record: proto":                  []byte("what is this"),
 		"read record: it is neither session,": nil,
@@ -202,6 +245,7 @@ func FuzzRecord(f *testing.F) {
 	for _, m := range []*decoynetv1.Record{
 		{Kind: &decoynetv1.Record_Session{Session: EncodeSession(session(1))}},
 		{Kind: &decoynetv1.Record_Event{Event: EncodeEvent(event(1))}},
+		{Kind: &decoynetv1.Record_Probe{Probe: EncodeProbe(probe(1))}},
 		{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(&deception.SourceSeen{
 			Session: id(1), SourceNAT: netip.MustParseAddrPort("[2001:db8::1]:7"), SourceMode: deception.SourcePortMoved,
 		})}},
@@ -224,6 +268,8 @@ func FuzzRecord(f *testing.F) {
 			again.Kind = &decoynetv1.Record_Session{Session: EncodeSession(r.Session)}
 		case r.SourceSeen != nil:
 			again.Kind = &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(r.SourceSeen)}
+		case r.Probe != nil:
+			again.Kind = &decoynetv1.Record_Probe{Probe: EncodeProbe(r.Probe)}
 		default:
 			again.Kind = &decoynetv1.Record_Event{Event: EncodeEvent(r.Event)}
 		}

@@ -82,6 +82,8 @@ func (s *store) commit(records [][]byte) ([]deception.SessionID, error) {
 			ids = append(ids, r.SourceSeen.Session)
 		case r.Event != nil:
 			ids = append(ids, r.Event.ID)
+		case r.Probe != nil:
+			ids = append(ids, r.Probe.ID)
 		}
 	}
 	s.mu.Lock()

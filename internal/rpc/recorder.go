@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Recorder records sessions and events on a node without a store of its own: they
+// Recorder records sessions, probes and events on a node without a store of its own: they
 // go into the spool, from where a Client delivers them. Its methods copy what they
 // need, never wait and may be called from any thread.
 type Recorder struct {
@@ -71,6 +71,14 @@ func (r *Recorder) Event(e *deception.Event) {
 // SourceSeen records what the service of a session saw.
 func (r *Recorder) SourceSeen(s *deception.SourceSeen) {
 	r.put(&decoynetv1.Record{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(s)}}, nil)
+}
+
+// Probe records what a source has done so far. One without an identifier is none.
+func (r *Recorder) Probe(p *deception.Probe) {
+	if p.ID.IsZero() {
+		return
+	}
+	r.put(&decoynetv1.Record{Kind: &decoynetv1.Record_Probe{Probe: EncodeProbe(p)}}, nil)
 }
 
 // put hands the record over; buf, where there is one, is room to write it in.

@@ -33,6 +33,16 @@ func event(n int) *deception.Event {
 	return &deception.Event{ID: id(n), Time: base, Kind: deception.EventPortInUse, Node: "crm-1", Message: fmt.Sprint("event ", n)}
 }
 
+// probe makes the n-th probe.
+func probe(n int) *deception.Probe {
+	return &deception.Probe{
+		ID: id(n), Start: base, Last: base.Add(time.Second), Node: "crm-1", Segment: "office",
+		Source: netip.MustParseAddr("192.0.2.1"), SourceMAC: "02:00:00:00:00:01", Sources: 1, Kind: deception.ScanPort,
+		Contacts: [deception.ContactKinds]uint64{1, 2, 3, 4}, Addresses: 1, Ports: 3,
+		First: netip.MustParseAddrPort("198.51.100.7:0"), Latest: netip.MustParseAddrPort("198.51.100.7:99"), Scanner: "audit",
+	}
+}
+
 // session makes the n-th session, ended.
 func session(n int) *deception.Session {
 	return &deception.Session{

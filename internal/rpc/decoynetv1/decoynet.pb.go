@@ -961,6 +961,7 @@ type Record struct {
 	//	*Record_Session
 	//	*Record_SourceSeen
 	//	*Record_Event
+	//	*Record_Probe
 	Kind          isRecord_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1030,6 +1031,15 @@ func (x *Record) GetEvent() *Event {
 	return nil
 }
 
+func (x *Record) GetProbe() *Probe {
+	if x != nil {
+		if x, ok := x.Kind.(*Record_Probe); ok {
+			return x.Probe
+		}
+	}
+	return nil
+}
+
 type isRecord_Kind interface {
 	isRecord_Kind()
 }
@@ -1046,11 +1056,17 @@ type Record_Event struct {
 	Event *Event `protobuf:"bytes,3,opt,name=event,proto3,oneof"`
 }
 
+type Record_Probe struct {
+	Probe *Probe `protobuf:"bytes,4,opt,name=probe,proto3,oneof"`
+}
+
 func (*Record_Session) isRecord_Kind() {}
 
 func (*Record_SourceSeen) isRecord_Kind() {}
 
 func (*Record_Event) isRecord_Kind() {}
+
+func (*Record_Probe) isRecord_Kind() {}
 
 // Session is one flow from first packet to close. Times are ns since 1970,
 // endpoints are netip.AddrPort in its binary form.
@@ -1075,6 +1091,7 @@ type Session struct {
 	SourceHead       []byte                 `protobuf:"bytes,17,opt,name=source_head,json=sourceHead,proto3" json:"source_head,omitempty"`
 	DestinationHead  []byte                 `protobuf:"bytes,18,opt,name=destination_head,json=destinationHead,proto3" json:"destination_head,omitempty"`
 	Reason           uint32                 `protobuf:"varint,19,opt,name=reason,proto3" json:"reason,omitempty"`
+	Scanner          string                 `protobuf:"bytes,20,opt,name=scanner,proto3" json:"scanner,omitempty"` // the known scanner that the intruder is
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1240,6 +1257,13 @@ func (x *Session) GetReason() uint32 {
 		return x.Reason
 	}
 	return 0
+}
+
+func (x *Session) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
 }
 
 // SourceSeen says what the service of a session saw as its peer.
@@ -1428,6 +1452,205 @@ func (x *Event) GetMessage() string {
 	return ""
 }
 
+// Probe is what one source did in one segment without reaching a service, taken
+// together. It is told again, under the same identifier and with higher numbers,
+// while the source goes on.
+type Probe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // UUIDv7, 16 bytes
+	Start         int64                  `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	End           int64                  `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"` // 0 while it goes on
+	Last          int64                  `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
+	Segment       string                 `protobuf:"bytes,6,opt,name=segment,proto3" json:"segment,omitempty"`
+	Source        []byte                 `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`                        // address, 4 or 16 bytes; unset: many sources, counted together
+	SourceMac     string                 `protobuf:"bytes,8,opt,name=source_mac,json=sourceMac,proto3" json:"source_mac,omitempty"` // unset where they differ
+	Sources       uint64                 `protobuf:"varint,9,opt,name=sources,proto3" json:"sources,omitempty"`
+	Kind          string                 `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"` // contact, ping_sweep, port_scan, horizontal_scan, network_scan
+	Arp           uint64                 `protobuf:"varint,11,opt,name=arp,proto3" json:"arp,omitempty"`
+	Ping          uint64                 `protobuf:"varint,12,opt,name=ping,proto3" json:"ping,omitempty"`
+	Syn           uint64                 `protobuf:"varint,13,opt,name=syn,proto3" json:"syn,omitempty"`
+	Datagram      uint64                 `protobuf:"varint,14,opt,name=datagram,proto3" json:"datagram,omitempty"`
+	Addresses     uint64                 `protobuf:"varint,15,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	Ports         uint64                 `protobuf:"varint,16,opt,name=ports,proto3" json:"ports,omitempty"`
+	Approximate   bool                   `protobuf:"varint,17,opt,name=approximate,proto3" json:"approximate,omitempty"` // addresses and ports are estimates
+	First         []byte                 `protobuf:"bytes,18,opt,name=first,proto3" json:"first,omitempty"`              // destination, as a session's
+	Latest        []byte                 `protobuf:"bytes,19,opt,name=latest,proto3" json:"latest,omitempty"`
+	Scanner       string                 `protobuf:"bytes,20,opt,name=scanner,proto3" json:"scanner,omitempty"` // the known scanner that the source is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_decoynet_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Probe) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Probe) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Probe) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Probe) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *Probe) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Probe) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *Probe) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Probe) GetSourceMac() string {
+	if x != nil {
+		return x.SourceMac
+	}
+	return ""
+}
+
+func (x *Probe) GetSources() uint64 {
+	if x != nil {
+		return x.Sources
+	}
+	return 0
+}
+
+func (x *Probe) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Probe) GetArp() uint64 {
+	if x != nil {
+		return x.Arp
+	}
+	return 0
+}
+
+func (x *Probe) GetPing() uint64 {
+	if x != nil {
+		return x.Ping
+	}
+	return 0
+}
+
+func (x *Probe) GetSyn() uint64 {
+	if x != nil {
+		return x.Syn
+	}
+	return 0
+}
+
+func (x *Probe) GetDatagram() uint64 {
+	if x != nil {
+		return x.Datagram
+	}
+	return 0
+}
+
+func (x *Probe) GetAddresses() uint64 {
+	if x != nil {
+		return x.Addresses
+	}
+	return 0
+}
+
+func (x *Probe) GetPorts() uint64 {
+	if x != nil {
+		return x.Ports
+	}
+	return 0
+}
+
+func (x *Probe) GetApproximate() bool {
+	if x != nil {
+		return x.Approximate
+	}
+	return false
+}
+
+func (x *Probe) GetFirst() []byte {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Probe) GetLatest() []byte {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+func (x *Probe) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"` // YAML
@@ -1438,7 +1661,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_decoynet_proto_msgTypes[18]
+	mi := &file_decoynet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1673,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[18]
+	mi := &file_decoynet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1686,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{18}
+	return file_decoynet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DiffRequest) GetDocument() []byte {
@@ -1491,7 +1714,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_decoynet_proto_msgTypes[19]
+	mi := &file_decoynet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1726,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[19]
+	mi := &file_decoynet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1739,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{19}
+	return file_decoynet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Change) GetNode() string {
@@ -1543,7 +1766,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_decoynet_proto_msgTypes[20]
+	mi := &file_decoynet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1778,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[20]
+	mi := &file_decoynet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1791,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{20}
+	return file_decoynet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -1596,7 +1819,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_decoynet_proto_msgTypes[21]
+	mi := &file_decoynet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1831,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[21]
+	mi := &file_decoynet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1844,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{21}
+	return file_decoynet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ApplyRequest) GetDocument() []byte {
@@ -1655,7 +1878,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_decoynet_proto_msgTypes[22]
+	mi := &file_decoynet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1890,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[22]
+	mi := &file_decoynet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1903,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{22}
+	return file_decoynet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ApplyResponse) GetRevision() string {
@@ -1705,7 +1928,7 @@ type GetDocumentRequest struct {
 
 func (x *GetDocumentRequest) Reset() {
 	*x = GetDocumentRequest{}
-	mi := &file_decoynet_proto_msgTypes[23]
+	mi := &file_decoynet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1940,7 @@ func (x *GetDocumentRequest) String() string {
 func (*GetDocumentRequest) ProtoMessage() {}
 
 func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[23]
+	mi := &file_decoynet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1953,7 @@ func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentRequest.ProtoReflect.Descriptor instead.
 func (*GetDocumentRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{23}
+	return file_decoynet_proto_rawDescGZIP(), []int{24}
 }
 
 type GetDocumentResponse struct {
@@ -1745,7 +1968,7 @@ type GetDocumentResponse struct {
 
 func (x *GetDocumentResponse) Reset() {
 	*x = GetDocumentResponse{}
-	mi := &file_decoynet_proto_msgTypes[24]
+	mi := &file_decoynet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1980,7 @@ func (x *GetDocumentResponse) String() string {
 func (*GetDocumentResponse) ProtoMessage() {}
 
 func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[24]
+	mi := &file_decoynet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1993,7 @@ func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentResponse.ProtoReflect.Descriptor instead.
 func (*GetDocumentResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{24}
+	return file_decoynet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetDocumentResponse) GetDocument() []byte {
@@ -1809,7 +2032,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_decoynet_proto_msgTypes[25]
+	mi := &file_decoynet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2044,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[25]
+	mi := &file_decoynet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2057,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{25}
+	return file_decoynet_proto_rawDescGZIP(), []int{26}
 }
 
 type ListNodesResponse struct {
@@ -1846,7 +2069,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_decoynet_proto_msgTypes[26]
+	mi := &file_decoynet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +2081,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[26]
+	mi := &file_decoynet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +2094,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{26}
+	return file_decoynet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -1904,7 +2127,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_decoynet_proto_msgTypes[27]
+	mi := &file_decoynet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2139,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[27]
+	mi := &file_decoynet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2152,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{27}
+	return file_decoynet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeInfo) GetName() string {
@@ -2047,7 +2270,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_decoynet_proto_msgTypes[28]
+	mi := &file_decoynet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2282,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[28]
+	mi := &file_decoynet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2295,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{28}
+	return file_decoynet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -2102,7 +2325,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_decoynet_proto_msgTypes[29]
+	mi := &file_decoynet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2337,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[29]
+	mi := &file_decoynet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2350,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{29}
+	return file_decoynet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2174,7 +2397,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_decoynet_proto_msgTypes[30]
+	mi := &file_decoynet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2409,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[30]
+	mi := &file_decoynet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2422,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{30}
+	return file_decoynet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -2217,7 +2440,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_decoynet_proto_msgTypes[31]
+	mi := &file_decoynet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2452,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[31]
+	mi := &file_decoynet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2465,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{31}
+	return file_decoynet_proto_rawDescGZIP(), []int{32}
 }
 
 type CreateUserRequest struct {
@@ -2255,7 +2478,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_decoynet_proto_msgTypes[32]
+	mi := &file_decoynet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2490,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[32]
+	mi := &file_decoynet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2503,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{32}
+	return file_decoynet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateUserRequest) GetName() string {
@@ -2306,7 +2529,7 @@ type CreateUserResponse struct {
 
 func (x *CreateUserResponse) Reset() {
 	*x = CreateUserResponse{}
-	mi := &file_decoynet_proto_msgTypes[33]
+	mi := &file_decoynet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2541,7 @@ func (x *CreateUserResponse) String() string {
 func (*CreateUserResponse) ProtoMessage() {}
 
 func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[33]
+	mi := &file_decoynet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2554,7 @@ func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
 func (*CreateUserResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{33}
+	return file_decoynet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateUserResponse) GetToken() string {
@@ -2350,7 +2573,7 @@ type DeleteUserRequest struct {
 
 func (x *DeleteUserRequest) Reset() {
 	*x = DeleteUserRequest{}
-	mi := &file_decoynet_proto_msgTypes[34]
+	mi := &file_decoynet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2585,7 @@ func (x *DeleteUserRequest) String() string {
 func (*DeleteUserRequest) ProtoMessage() {}
 
 func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[34]
+	mi := &file_decoynet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2598,7 @@ func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserRequest.ProtoReflect.Descriptor instead.
 func (*DeleteUserRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{34}
+	return file_decoynet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteUserRequest) GetName() string {
@@ -2393,7 +2616,7 @@ type DeleteUserResponse struct {
 
 func (x *DeleteUserResponse) Reset() {
 	*x = DeleteUserResponse{}
-	mi := &file_decoynet_proto_msgTypes[35]
+	mi := &file_decoynet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2628,7 @@ func (x *DeleteUserResponse) String() string {
 func (*DeleteUserResponse) ProtoMessage() {}
 
 func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[35]
+	mi := &file_decoynet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2641,7 @@ func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserResponse.ProtoReflect.Descriptor instead.
 func (*DeleteUserResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{35}
+	return file_decoynet_proto_rawDescGZIP(), []int{36}
 }
 
 type ListUsersRequest struct {
@@ -2429,7 +2652,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_decoynet_proto_msgTypes[36]
+	mi := &file_decoynet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2664,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[36]
+	mi := &file_decoynet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2677,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{36}
+	return file_decoynet_proto_rawDescGZIP(), []int{37}
 }
 
 type User struct {
@@ -2469,7 +2692,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_decoynet_proto_msgTypes[37]
+	mi := &file_decoynet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2704,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[37]
+	mi := &file_decoynet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2717,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{37}
+	return file_decoynet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *User) GetName() string {
@@ -2534,7 +2757,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_decoynet_proto_msgTypes[38]
+	mi := &file_decoynet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2769,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[38]
+	mi := &file_decoynet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2782,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{38}
+	return file_decoynet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -2579,7 +2802,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_decoynet_proto_msgTypes[39]
+	mi := &file_decoynet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +2814,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[39]
+	mi := &file_decoynet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +2827,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{39}
+	return file_decoynet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListAuditRequest) GetSince() int64 {
@@ -2637,7 +2860,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_decoynet_proto_msgTypes[40]
+	mi := &file_decoynet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2872,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[40]
+	mi := &file_decoynet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2885,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{40}
+	return file_decoynet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AuditEntry) GetTime() int64 {
@@ -2730,7 +2953,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_decoynet_proto_msgTypes[41]
+	mi := &file_decoynet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2965,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[41]
+	mi := &file_decoynet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2978,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{41}
+	return file_decoynet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2772,15 +2995,17 @@ type ListSessionsRequest struct {
 	Segment       string                 `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
 	Decoy         string                 `protobuf:"bytes,4,opt,name=decoy,proto3" json:"decoy,omitempty"`
 	Service       string                 `protobuf:"bytes,5,opt,name=service,proto3" json:"service,omitempty"`
-	Limit         uint32                 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"` // the newest so many
-	Watch         bool                   `protobuf:"varint,7,opt,name=watch,proto3" json:"watch,omitempty"` // go on with what starts and ends
+	Limit         uint32                 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`     // the newest so many
+	Watch         bool                   `protobuf:"varint,7,opt,name=watch,proto3" json:"watch,omitempty"`     // go on with what starts and ends
+	Scanner       string                 `protobuf:"bytes,8,opt,name=scanner,proto3" json:"scanner,omitempty"`  // only this known scanner
+	Unknown       bool                   `protobuf:"varint,9,opt,name=unknown,proto3" json:"unknown,omitempty"` // without known scanners
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_decoynet_proto_msgTypes[42]
+	mi := &file_decoynet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +3017,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[42]
+	mi := &file_decoynet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +3030,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{42}
+	return file_decoynet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListSessionsRequest) GetSince() int64 {
@@ -2857,6 +3082,20 @@ func (x *ListSessionsRequest) GetWatch() bool {
 	return false
 }
 
+func (x *ListSessionsRequest) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
 type ListSessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -2866,7 +3105,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_decoynet_proto_msgTypes[43]
+	mi := &file_decoynet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +3117,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[43]
+	mi := &file_decoynet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +3130,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{43}
+	return file_decoynet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListSessionsResponse) GetSession() *Session {
@@ -2913,7 +3152,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_decoynet_proto_msgTypes[44]
+	mi := &file_decoynet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3164,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[44]
+	mi := &file_decoynet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3177,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{44}
+	return file_decoynet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListEventsRequest) GetSince() int64 {
@@ -2978,7 +3217,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_decoynet_proto_msgTypes[45]
+	mi := &file_decoynet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3229,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[45]
+	mi := &file_decoynet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,12 +3242,156 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{45}
+	return file_decoynet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListEventsResponse) GetEvent() *Event {
 	if x != nil {
 		return x.Event
+	}
+	return nil
+}
+
+type ListProbesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"` // address or prefix
+	Segment       string                 `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Limit         uint32                 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`     // the newest so many
+	Watch         bool                   `protobuf:"varint,6,opt,name=watch,proto3" json:"watch,omitempty"`     // go on with what comes and grows
+	Scanner       string                 `protobuf:"bytes,7,opt,name=scanner,proto3" json:"scanner,omitempty"`  // only this known scanner
+	Unknown       bool                   `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"` // without known scanners
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListProbesRequest) Reset() {
+	*x = ListProbesRequest{}
+	mi := &file_decoynet_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListProbesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListProbesRequest) ProtoMessage() {}
+
+func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
+func (*ListProbesRequest) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ListProbesRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *ListProbesRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ListProbesRequest) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *ListProbesRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListProbesRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListProbesRequest) GetWatch() bool {
+	if x != nil {
+		return x.Watch
+	}
+	return false
+}
+
+func (x *ListProbesRequest) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *ListProbesRequest) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+type ListProbesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Probe         *Probe                 `protobuf:"bytes,1,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListProbesResponse) Reset() {
+	*x = ListProbesResponse{}
+	mi := &file_decoynet_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListProbesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListProbesResponse) ProtoMessage() {}
+
+func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
+func (*ListProbesResponse) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ListProbesResponse) GetProbe() *Probe {
+	if x != nil {
+		return x.Probe
 	}
 	return nil
 }
@@ -3086,13 +3469,14 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\fR\x02ca\"\xaa\x01\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\"\xd6\x01\n" +
 	"\x06Record\x120\n" +
 	"\asession\x18\x01 \x01(\v2\x14.decoynet.v1.SessionH\x00R\asession\x12:\n" +
 	"\vsource_seen\x18\x02 \x01(\v2\x17.decoynet.v1.SourceSeenH\x00R\n" +
 	"sourceSeen\x12*\n" +
-	"\x05event\x18\x03 \x01(\v2\x12.decoynet.v1.EventH\x00R\x05eventB\x06\n" +
-	"\x04kind\"\xa8\x04\n" +
+	"\x05event\x18\x03 \x01(\v2\x12.decoynet.v1.EventH\x00R\x05event\x12*\n" +
+	"\x05probe\x18\x04 \x01(\v2\x12.decoynet.v1.ProbeH\x00R\x05probeB\x06\n" +
+	"\x04kind\"\xc2\x04\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x03R\x05start\x12\x10\n" +
@@ -3116,7 +3500,8 @@ const file_decoynet_proto_rawDesc = "" +
 	"\vsource_head\x18\x11 \x01(\fR\n" +
 	"sourceHead\x12)\n" +
 	"\x10destination_head\x18\x12 \x01(\fR\x0fdestinationHead\x12\x16\n" +
-	"\x06reason\x18\x13 \x01(\rR\x06reason\"\x8f\x01\n" +
+	"\x06reason\x18\x13 \x01(\rR\x06reason\x12\x18\n" +
+	"\ascanner\x18\x14 \x01(\tR\ascanner\"\x8f\x01\n" +
 	"\n" +
 	"SourceSeen\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1d\n" +
@@ -3136,7 +3521,30 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x06source\x18\b \x01(\fR\x06source\x12 \n" +
 	"\vdestination\x18\t \x01(\fR\vdestination\x12\x18\n" +
 	"\amessage\x18\n" +
-	" \x01(\tR\amessage\"=\n" +
+	" \x01(\tR\amessage\"\xd8\x03\n" +
+	"\x05Probe\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x03R\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x03R\x03end\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\x03R\x04last\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12\x18\n" +
+	"\asegment\x18\x06 \x01(\tR\asegment\x12\x16\n" +
+	"\x06source\x18\a \x01(\fR\x06source\x12\x1d\n" +
+	"\n" +
+	"source_mac\x18\b \x01(\tR\tsourceMac\x12\x18\n" +
+	"\asources\x18\t \x01(\x04R\asources\x12\x12\n" +
+	"\x04kind\x18\n" +
+	" \x01(\tR\x04kind\x12\x10\n" +
+	"\x03arp\x18\v \x01(\x04R\x03arp\x12\x12\n" +
+	"\x04ping\x18\f \x01(\x04R\x04ping\x12\x10\n" +
+	"\x03syn\x18\r \x01(\x04R\x03syn\x12\x1a\n" +
+	"\bdatagram\x18\x0e \x01(\x04R\bdatagram\x12\x1c\n" +
+	"\taddresses\x18\x0f \x01(\x04R\taddresses\x12\x14\n" +
+	"\x05ports\x18\x10 \x01(\x04R\x05ports\x12 \n" +
+	"\vapproximate\x18\x11 \x01(\bR\vapproximate\x12\x14\n" +
+	"\x05first\x18\x12 \x01(\fR\x05first\x12\x16\n" +
+	"\x06latest\x18\x13 \x01(\fR\x06latest\x12\x18\n" +
+	"\ascanner\x18\x14 \x01(\tR\ascanner\"=\n" +
 	"\vDiffRequest\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"0\n" +
@@ -3224,7 +3632,7 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x06detail\x18\a \x01(\tR\x06detail\x12\x12\n" +
 	"\x04peer\x18\b \x01(\tR\x04peer\"F\n" +
 	"\x11ListAuditResponse\x121\n" +
-	"\aentries\x18\x01 \x03(\v2\x17.decoynet.v1.AuditEntryR\aentries\"\xb9\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.decoynet.v1.AuditEntryR\aentries\"\xed\x01\n" +
 	"\x13ListSessionsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
@@ -3232,7 +3640,9 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x05decoy\x18\x04 \x01(\tR\x05decoy\x12\x18\n" +
 	"\aservice\x18\x05 \x01(\tR\aservice\x12\x14\n" +
 	"\x05limit\x18\x06 \x01(\rR\x05limit\x12\x14\n" +
-	"\x05watch\x18\a \x01(\bR\x05watch\"F\n" +
+	"\x05watch\x18\a \x01(\bR\x05watch\x12\x18\n" +
+	"\ascanner\x18\b \x01(\tR\ascanner\x12\x18\n" +
+	"\aunknown\x18\t \x01(\bR\aunknown\"F\n" +
 	"\x14ListSessionsResponse\x12.\n" +
 	"\asession\x18\x01 \x01(\v2\x14.decoynet.v1.SessionR\asession\"i\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
@@ -3241,14 +3651,25 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
 	"\x05watch\x18\x04 \x01(\bR\x05watch\">\n" +
 	"\x12ListEventsResponse\x12(\n" +
-	"\x05event\x18\x01 \x01(\v2\x12.decoynet.v1.EventR\x05event2R\n" +
+	"\x05event\x18\x01 \x01(\v2\x12.decoynet.v1.EventR\x05event\"\xcf\x01\n" +
+	"\x11ListProbesRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
+	"\asegment\x18\x03 \x01(\tR\asegment\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05watch\x18\x06 \x01(\bR\x05watch\x12\x18\n" +
+	"\ascanner\x18\a \x01(\tR\ascanner\x12\x18\n" +
+	"\aunknown\x18\b \x01(\bR\aunknown\">\n" +
+	"\x12ListProbesResponse\x12(\n" +
+	"\x05probe\x18\x01 \x01(\v2\x12.decoynet.v1.ProbeR\x05probe2R\n" +
 	"\x10EnrolmentService\x12>\n" +
 	"\x05Enrol\x12\x19.decoynet.v1.EnrolRequest\x1a\x1a.decoynet.v1.EnrolResponse2\x95\x02\n" +
 	"\vNodeService\x12@\n" +
 	"\x05Watch\x12\x19.decoynet.v1.WatchRequest\x1a\x1a.decoynet.v1.WatchResponse0\x01\x12A\n" +
 	"\x06Report\x12\x1a.decoynet.v1.ReportRequest\x1a\x1b.decoynet.v1.ReportResponse\x12A\n" +
 	"\x06Upload\x12\x1a.decoynet.v1.UploadRequest\x1a\x1b.decoynet.v1.UploadResponse\x12>\n" +
-	"\x05Renew\x12\x19.decoynet.v1.RenewRequest\x1a\x1a.decoynet.v1.RenewResponse2\xb4\a\n" +
+	"\x05Renew\x12\x19.decoynet.v1.RenewRequest\x1a\x1a.decoynet.v1.RenewResponse2\x85\b\n" +
 	"\fAdminService\x12;\n" +
 	"\x04Diff\x12\x18.decoynet.v1.DiffRequest\x1a\x19.decoynet.v1.DiffResponse\x12>\n" +
 	"\x05Apply\x12\x19.decoynet.v1.ApplyRequest\x1a\x1a.decoynet.v1.ApplyResponse\x12P\n" +
@@ -3265,7 +3686,9 @@ const file_decoynet_proto_rawDesc = "" +
 	"\tListAudit\x12\x1d.decoynet.v1.ListAuditRequest\x1a\x1e.decoynet.v1.ListAuditResponse\x12U\n" +
 	"\fListSessions\x12 .decoynet.v1.ListSessionsRequest\x1a!.decoynet.v1.ListSessionsResponse0\x01\x12O\n" +
 	"\n" +
-	"ListEvents\x12\x1e.decoynet.v1.ListEventsRequest\x1a\x1f.decoynet.v1.ListEventsResponse0\x01B-Z+decoynet/internal/rpc/decoynetv1;decoynetv1b\x06proto3"
+	"ListEvents\x12\x1e.decoynet.v1.ListEventsRequest\x1a\x1f.decoynet.v1.ListEventsResponse0\x01\x12O\n" +
+	"\n" +
+	"ListProbes\x12\x1e.decoynet.v1.ListProbesRequest\x1a\x1f.decoynet.v1.ListProbesResponse0\x01B-Z+decoynet/internal/rpc/decoynetv1;decoynetv1b\x06proto3"
 
 var (
 	file_decoynet_proto_rawDescOnce sync.Once
@@ -3280,7 +3703,7 @@ func file_decoynet_proto_rawDescGZIP() []byte {
 }
 
 var file_decoynet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_decoynet_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_decoynet_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_decoynet_proto_goTypes = []any{
 	(ReportRequest_State)(0),        // 0: decoynet.v1.ReportRequest.State
 	(*EnrolRequest)(nil),            // 1: decoynet.v1.EnrolRequest
@@ -3301,34 +3724,37 @@ var file_decoynet_proto_goTypes = []any{
 	(*Session)(nil),                 // 16: decoynet.v1.Session
 	(*SourceSeen)(nil),              // 17: decoynet.v1.SourceSeen
 	(*Event)(nil),                   // 18: decoynet.v1.Event
-	(*DiffRequest)(nil),             // 19: decoynet.v1.DiffRequest
-	(*Change)(nil),                  // 20: decoynet.v1.Change
-	(*DiffResponse)(nil),            // 21: decoynet.v1.DiffResponse
-	(*ApplyRequest)(nil),            // 22: decoynet.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 23: decoynet.v1.ApplyResponse
-	(*GetDocumentRequest)(nil),      // 24: decoynet.v1.GetDocumentRequest
-	(*GetDocumentResponse)(nil),     // 25: decoynet.v1.GetDocumentResponse
-	(*ListNodesRequest)(nil),        // 26: decoynet.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 27: decoynet.v1.ListNodesResponse
-	(*NodeInfo)(nil),                // 28: decoynet.v1.NodeInfo
-	(*CreateJoinTokenRequest)(nil),  // 29: decoynet.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 30: decoynet.v1.CreateJoinTokenResponse
-	(*RevokeNodeRequest)(nil),       // 31: decoynet.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),      // 32: decoynet.v1.RevokeNodeResponse
-	(*CreateUserRequest)(nil),       // 33: decoynet.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),      // 34: decoynet.v1.CreateUserResponse
-	(*DeleteUserRequest)(nil),       // 35: decoynet.v1.DeleteUserRequest
-	(*DeleteUserResponse)(nil),      // 36: decoynet.v1.DeleteUserResponse
-	(*ListUsersRequest)(nil),        // 37: decoynet.v1.ListUsersRequest
-	(*User)(nil),                    // 38: decoynet.v1.User
-	(*ListUsersResponse)(nil),       // 39: decoynet.v1.ListUsersResponse
-	(*ListAuditRequest)(nil),        // 40: decoynet.v1.ListAuditRequest
-	(*AuditEntry)(nil),              // 41: decoynet.v1.AuditEntry
-	(*ListAuditResponse)(nil),       // 42: decoynet.v1.ListAuditResponse
-	(*ListSessionsRequest)(nil),     // 43: decoynet.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 44: decoynet.v1.ListSessionsResponse
-	(*ListEventsRequest)(nil),       // 45: decoynet.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 46: decoynet.v1.ListEventsResponse
+	(*Probe)(nil),                   // 19: decoynet.v1.Probe
+	(*DiffRequest)(nil),             // 20: decoynet.v1.DiffRequest
+	(*Change)(nil),                  // 21: decoynet.v1.Change
+	(*DiffResponse)(nil),            // 22: decoynet.v1.DiffResponse
+	(*ApplyRequest)(nil),            // 23: decoynet.v1.ApplyRequest
+	(*ApplyResponse)(nil),           // 24: decoynet.v1.ApplyResponse
+	(*GetDocumentRequest)(nil),      // 25: decoynet.v1.GetDocumentRequest
+	(*GetDocumentResponse)(nil),     // 26: decoynet.v1.GetDocumentResponse
+	(*ListNodesRequest)(nil),        // 27: decoynet.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 28: decoynet.v1.ListNodesResponse
+	(*NodeInfo)(nil),                // 29: decoynet.v1.NodeInfo
+	(*CreateJoinTokenRequest)(nil),  // 30: decoynet.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 31: decoynet.v1.CreateJoinTokenResponse
+	(*RevokeNodeRequest)(nil),       // 32: decoynet.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 33: decoynet.v1.RevokeNodeResponse
+	(*CreateUserRequest)(nil),       // 34: decoynet.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),      // 35: decoynet.v1.CreateUserResponse
+	(*DeleteUserRequest)(nil),       // 36: decoynet.v1.DeleteUserRequest
+	(*DeleteUserResponse)(nil),      // 37: decoynet.v1.DeleteUserResponse
+	(*ListUsersRequest)(nil),        // 38: decoynet.v1.ListUsersRequest
+	(*User)(nil),                    // 39: decoynet.v1.User
+	(*ListUsersResponse)(nil),       // 40: decoynet.v1.ListUsersResponse
+	(*ListAuditRequest)(nil),        // 41: decoynet.v1.ListAuditRequest
+	(*AuditEntry)(nil),              // 42: decoynet.v1.AuditEntry
+	(*ListAuditResponse)(nil),       // 43: decoynet.v1.ListAuditResponse
+	(*ListSessionsRequest)(nil),     // 44: decoynet.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 45: decoynet.v1.ListSessionsResponse
+	(*ListEventsRequest)(nil),       // 46: decoynet.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 47: decoynet.v1.ListEventsResponse
+	(*ListProbesRequest)(nil),       // 48: decoynet.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),      // 49: decoynet.v1.ListProbesResponse
 }
 var file_decoynet_proto_depIdxs = []int32{
 	5,  // 0: decoynet.v1.WatchResponse.snapshot:type_name -> decoynet.v1.Snapshot
@@ -3339,54 +3765,58 @@ var file_decoynet_proto_depIdxs = []int32{
 	16, // 5: decoynet.v1.Record.session:type_name -> decoynet.v1.Session
 	17, // 6: decoynet.v1.Record.source_seen:type_name -> decoynet.v1.SourceSeen
 	18, // 7: decoynet.v1.Record.event:type_name -> decoynet.v1.Event
-	20, // 8: decoynet.v1.DiffResponse.changes:type_name -> decoynet.v1.Change
-	20, // 9: decoynet.v1.ApplyResponse.changes:type_name -> decoynet.v1.Change
-	28, // 10: decoynet.v1.ListNodesResponse.nodes:type_name -> decoynet.v1.NodeInfo
-	8,  // 11: decoynet.v1.NodeInfo.gateways:type_name -> decoynet.v1.GatewayLink
-	9,  // 12: decoynet.v1.NodeInfo.spool:type_name -> decoynet.v1.Spool
-	38, // 13: decoynet.v1.ListUsersResponse.users:type_name -> decoynet.v1.User
-	41, // 14: decoynet.v1.ListAuditResponse.entries:type_name -> decoynet.v1.AuditEntry
-	16, // 15: decoynet.v1.ListSessionsResponse.session:type_name -> decoynet.v1.Session
-	18, // 16: decoynet.v1.ListEventsResponse.event:type_name -> decoynet.v1.Event
-	1,  // 17: decoynet.v1.EnrolmentService.Enrol:input_type -> decoynet.v1.EnrolRequest
-	3,  // 18: decoynet.v1.NodeService.Watch:input_type -> decoynet.v1.WatchRequest
-	7,  // 19: decoynet.v1.NodeService.Report:input_type -> decoynet.v1.ReportRequest
-	11, // 20: decoynet.v1.NodeService.Upload:input_type -> decoynet.v1.UploadRequest
-	13, // 21: decoynet.v1.NodeService.Renew:input_type -> decoynet.v1.RenewRequest
-	19, // 22: decoynet.v1.AdminService.Diff:input_type -> decoynet.v1.DiffRequest
-	22, // 23: decoynet.v1.AdminService.Apply:input_type -> decoynet.v1.ApplyRequest
-	24, // 24: decoynet.v1.AdminService.GetDocument:input_type -> decoynet.v1.GetDocumentRequest
-	26, // 25: decoynet.v1.AdminService.ListNodes:input_type -> decoynet.v1.ListNodesRequest
-	29, // 26: decoynet.v1.AdminService.CreateJoinToken:input_type -> decoynet.v1.CreateJoinTokenRequest
-	31, // 27: decoynet.v1.AdminService.RevokeNode:input_type -> decoynet.v1.RevokeNodeRequest
-	33, // 28: decoynet.v1.AdminService.CreateUser:input_type -> decoynet.v1.CreateUserRequest
-	35, // 29: decoynet.v1.AdminService.DeleteUser:input_type -> decoynet.v1.DeleteUserRequest
-	37, // 30: decoynet.v1.AdminService.ListUsers:input_type -> decoynet.v1.ListUsersRequest
-	40, // 31: decoynet.v1.AdminService.ListAudit:input_type -> decoynet.v1.ListAuditRequest
-	43, // 32: decoynet.v1.AdminService.ListSessions:input_type -> decoynet.v1.ListSessionsRequest
-	45, // 33: decoynet.v1.AdminService.ListEvents:input_type -> decoynet.v1.ListEventsRequest
-	2,  // 34: decoynet.v1.EnrolmentService.Enrol:output_type -> decoynet.v1.EnrolResponse
-	4,  // 35: decoynet.v1.NodeService.Watch:output_type -> decoynet.v1.WatchResponse
-	10, // 36: decoynet.v1.NodeService.Report:output_type -> decoynet.v1.ReportResponse
-	12, // 37: decoynet.v1.NodeService.Upload:output_type -> decoynet.v1.UploadResponse
-	14, // 38: decoynet.v1.NodeService.Renew:output_type -> decoynet.v1.RenewResponse
-	21, // 39: decoynet.v1.AdminService.Diff:output_type -> decoynet.v1.DiffResponse
-	23, // 40: decoynet.v1.AdminService.Apply:output_type -> decoynet.v1.ApplyResponse
-	25, // 41: decoynet.v1.AdminService.GetDocument:output_type -> decoynet.v1.GetDocumentResponse
-	27, // 42: decoynet.v1.AdminService.ListNodes:output_type -> decoynet.v1.ListNodesResponse
-	30, // 43: decoynet.v1.AdminService.CreateJoinToken:output_type -> decoynet.v1.CreateJoinTokenResponse
-	32, // 44: decoynet.v1.AdminService.RevokeNode:output_type -> decoynet.v1.RevokeNodeResponse
-	34, // 45: decoynet.v1.AdminService.CreateUser:output_type -> decoynet.v1.CreateUserResponse
-	36, // 46: decoynet.v1.AdminService.DeleteUser:output_type -> decoynet.v1.DeleteUserResponse
-	39, // 47: decoynet.v1.AdminService.ListUsers:output_type -> decoynet.v1.ListUsersResponse
-	42, // 48: decoynet.v1.AdminService.ListAudit:output_type -> decoynet.v1.ListAuditResponse
-	44, // 49: decoynet.v1.AdminService.ListSessions:output_type -> decoynet.v1.ListSessionsResponse
-	46, // 50: decoynet.v1.AdminService.ListEvents:output_type -> decoynet.v1.ListEventsResponse
-	34, // [34:51] is the sub-list for method output_type
-	17, // [17:34] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	19, // 8: decoynet.v1.Record.probe:type_name -> decoynet.v1.Probe
+	21, // 9: decoynet.v1.DiffResponse.changes:type_name -> decoynet.v1.Change
+	21, // 10: decoynet.v1.ApplyResponse.changes:type_name -> decoynet.v1.Change
+	29, // 11: decoynet.v1.ListNodesResponse.nodes:type_name -> decoynet.v1.NodeInfo
+	8,  // 12: decoynet.v1.NodeInfo.gateways:type_name -> decoynet.v1.GatewayLink
+	9,  // 13: decoynet.v1.NodeInfo.spool:type_name -> decoynet.v1.Spool
+	39, // 14: decoynet.v1.ListUsersResponse.users:type_name -> decoynet.v1.User
+	42, // 15: decoynet.v1.ListAuditResponse.entries:type_name -> decoynet.v1.AuditEntry
+	16, // 16: decoynet.v1.ListSessionsResponse.session:type_name -> decoynet.v1.Session
+	18, // 17: decoynet.v1.ListEventsResponse.event:type_name -> decoynet.v1.Event
+	19, // 18: decoynet.v1.ListProbesResponse.probe:type_name -> decoynet.v1.Probe
+	1,  // 19: decoynet.v1.EnrolmentService.Enrol:input_type -> decoynet.v1.EnrolRequest
+	3,  // 20: decoynet.v1.NodeService.Watch:input_type -> decoynet.v1.WatchRequest
+	7,  // 21: decoynet.v1.NodeService.Report:input_type -> decoynet.v1.ReportRequest
+	11, // 22: decoynet.v1.NodeService.Upload:input_type -> decoynet.v1.UploadRequest
+	13, // 23: decoynet.v1.NodeService.Renew:input_type -> decoynet.v1.RenewRequest
+	20, // 24: decoynet.v1.AdminService.Diff:input_type -> decoynet.v1.DiffRequest
+	23, // 25: decoynet.v1.AdminService.Apply:input_type -> decoynet.v1.ApplyRequest
+	25, // 26: decoynet.v1.AdminService.GetDocument:input_type -> decoynet.v1.GetDocumentRequest
+	27, // 27: decoynet.v1.AdminService.ListNodes:input_type -> decoynet.v1.ListNodesRequest
+	30, // 28: decoynet.v1.AdminService.CreateJoinToken:input_type -> decoynet.v1.CreateJoinTokenRequest
+	32, // 29: decoynet.v1.AdminService.RevokeNode:input_type -> decoynet.v1.RevokeNodeRequest
+	34, // 30: decoynet.v1.AdminService.CreateUser:input_type -> decoynet.v1.CreateUserRequest
+	36, // 31: decoynet.v1.AdminService.DeleteUser:input_type -> decoynet.v1.DeleteUserRequest
+	38, // 32: decoynet.v1.AdminService.ListUsers:input_type -> decoynet.v1.ListUsersRequest
+	41, // 33: decoynet.v1.AdminService.ListAudit:input_type -> decoynet.v1.ListAuditRequest
+	44, // 34: decoynet.v1.AdminService.ListSessions:input_type -> decoynet.v1.ListSessionsRequest
+	46, // 35: decoynet.v1.AdminService.ListEvents:input_type -> decoynet.v1.ListEventsRequest
+	48, // 36: decoynet.v1.AdminService.ListProbes:input_type -> decoynet.v1.ListProbesRequest
+	2,  // 37: decoynet.v1.EnrolmentService.Enrol:output_type -> decoynet.v1.EnrolResponse
+	4,  // 38: decoynet.v1.NodeService.Watch:output_type -> decoynet.v1.WatchResponse
+	10, // 39: decoynet.v1.NodeService.Report:output_type -> decoynet.v1.ReportResponse
+	12, // 40: decoynet.v1.NodeService.Upload:output_type -> decoynet.v1.UploadResponse
+	14, // 41: decoynet.v1.NodeService.Renew:output_type -> decoynet.v1.RenewResponse
+	22, // 42: decoynet.v1.AdminService.Diff:output_type -> decoynet.v1.DiffResponse
+	24, // 43: decoynet.v1.AdminService.Apply:output_type -> decoynet.v1.ApplyResponse
+	26, // 44: decoynet.v1.AdminService.GetDocument:output_type -> decoynet.v1.GetDocumentResponse
+	28, // 45: decoynet.v1.AdminService.ListNodes:output_type -> decoynet.v1.ListNodesResponse
+	31, // 46: decoynet.v1.AdminService.CreateJoinToken:output_type -> decoynet.v1.CreateJoinTokenResponse
+	33, // 47: decoynet.v1.AdminService.RevokeNode:output_type -> decoynet.v1.RevokeNodeResponse
+	35, // 48: decoynet.v1.AdminService.CreateUser:output_type -> decoynet.v1.CreateUserResponse
+	37, // 49: decoynet.v1.AdminService.DeleteUser:output_type -> decoynet.v1.DeleteUserResponse
+	40, // 50: decoynet.v1.AdminService.ListUsers:output_type -> decoynet.v1.ListUsersResponse
+	43, // 51: decoynet.v1.AdminService.ListAudit:output_type -> decoynet.v1.ListAuditResponse
+	45, // 52: decoynet.v1.AdminService.ListSessions:output_type -> decoynet.v1.ListSessionsResponse
+	47, // 53: decoynet.v1.AdminService.ListEvents:output_type -> decoynet.v1.ListEventsResponse
+	49, // 54: decoynet.v1.AdminService.ListProbes:output_type -> decoynet.v1.ListProbesResponse
+	37, // [37:55] is the sub-list for method output_type
+	19, // [19:37] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_decoynet_proto_init() }
@@ -3398,6 +3828,7 @@ func file_decoynet_proto_init() {
 		(*Record_Session)(nil),
 		(*Record_SourceSeen)(nil),
 		(*Record_Event)(nil),
+		(*Record_Probe)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3405,7 +3836,7 @@ func file_decoynet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_decoynet_proto_rawDesc), len(file_decoynet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -80,6 +80,8 @@ const (
 	AdminServiceListSessionsProcedure = "/decoynet.v1.AdminService/ListSessions"
 	// AdminServiceListEventsProcedure is the fully-qualified name of the AdminService's ListEvents RPC.
 	AdminServiceListEventsProcedure = "/decoynet.v1.AdminService/ListEvents"
+	// AdminServiceListProbesProcedure is the fully-qualified name of the AdminService's ListProbes RPC.
+	AdminServiceListProbesProcedure = "/decoynet.v1.AdminService/ListProbes"
 )
 
 // EnrolmentServiceClient is a client for the decoynet.v1.EnrolmentService service.
@@ -344,6 +346,8 @@ type AdminServiceClient interface {
 	ListSessions(context.Context, *connect.Request[decoynetv1.ListSessionsRequest]) (*connect.ServerStreamForClient[decoynetv1.ListSessionsResponse], error)
 	// ListEvents streams events, oldest first. Role: viewer.
 	ListEvents(context.Context, *connect.Request[decoynetv1.ListEventsRequest]) (*connect.ServerStreamForClient[decoynetv1.ListEventsResponse], error)
+	// ListProbes streams probes, oldest first. Role: viewer.
+	ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest]) (*connect.ServerStreamForClient[decoynetv1.ListProbesResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the decoynet.v1.AdminService service. By default,
@@ -429,6 +433,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("ListEvents")),
 			connect.WithClientOptions(opts...),
 		),
+		listProbes: connect.NewClient[decoynetv1.ListProbesRequest, decoynetv1.ListProbesResponse](
+			httpClient,
+			baseURL+AdminServiceListProbesProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListProbes")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -446,6 +456,7 @@ type adminServiceClient struct {
 	listAudit       *connect.Client[decoynetv1.ListAuditRequest, decoynetv1.ListAuditResponse]
 	listSessions    *connect.Client[decoynetv1.ListSessionsRequest, decoynetv1.ListSessionsResponse]
 	listEvents      *connect.Client[decoynetv1.ListEventsRequest, decoynetv1.ListEventsResponse]
+	listProbes      *connect.Client[decoynetv1.ListProbesRequest, decoynetv1.ListProbesResponse]
 }
 
 // Diff calls decoynet.v1.AdminService.Diff.
@@ -508,6 +519,11 @@ func (c *adminServiceClient) ListEvents(ctx context.Context, req *connect.Reques
 	return c.listEvents.CallServerStream(ctx, req)
 }
 
+// ListProbes calls decoynet.v1.AdminService.ListProbes.
+func (c *adminServiceClient) ListProbes(ctx context.Context, req *connect.Request[decoynetv1.ListProbesRequest]) (*connect.ServerStreamForClient[decoynetv1.ListProbesResponse], error) {
+	return c.listProbes.CallServerStream(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the decoynet.v1.AdminService service.
 type AdminServiceHandler interface {
 	// Diff shows what a document would change, per node. Role: viewer.
@@ -534,6 +550,8 @@ type AdminServiceHandler interface {
 	ListSessions(context.Context, *connect.Request[decoynetv1.ListSessionsRequest], *connect.ServerStream[decoynetv1.ListSessionsResponse]) error
 	// ListEvents streams events, oldest first. Role: viewer.
 	ListEvents(context.Context, *connect.Request[decoynetv1.ListEventsRequest], *connect.ServerStream[decoynetv1.ListEventsResponse]) error
+	// ListProbes streams probes, oldest first. Role: viewer.
+	ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest], *connect.ServerStream[decoynetv1.ListProbesResponse]) error
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -615,6 +633,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("ListEvents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListProbesHandler := connect.NewServerStreamHandler(
+		AdminServiceListProbesProcedure,
+		svc.ListProbes,
+		connect.WithSchema(adminServiceMethods.ByName("ListProbes")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/decoynet.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceDiffProcedure:
@@ -641,6 +665,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListSessionsHandler.ServeHTTP(w, r)
 		case AdminServiceListEventsProcedure:
 			adminServiceListEventsHandler.ServeHTTP(w, r)
+		case AdminServiceListProbesProcedure:
+			adminServiceListProbesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -696,4 +722,8 @@ func (UnimplementedAdminServiceHandler) ListSessions(context.Context, *connect.R
 
 func (UnimplementedAdminServiceHandler) ListEvents(context.Context, *connect.Request[decoynetv1.ListEventsRequest], *connect.ServerStream[decoynetv1.ListEventsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.AdminService.ListEvents is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest], *connect.ServerStream[decoynetv1.ListProbesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.AdminService.ListProbes is not implemented"))
 }
