@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -59,30 +58,17 @@ func getEventsCommand() *cobra.Command {
 }
 
 func (f *eventFlags) list(ctx context.Context, w io.Writer, r *store.Reader, filter store.EventFilter) error {
-	write, flush := ecs.NewJSON(w).WriteEvent, func() error { return nil }
+	out := lister[deception.Event]{write: ecs.NewJSON(w).WriteEvent, watch: f.watch}
 	if f.output != "json" {
 		table := ecs.NewEventTable(w, ecs.TableOptions{Wide: f.output == "wide"})
-		write, flush = table.Write, table.Flush
+		out.write, out.flush = table.Write, table.Flush
 	}
 	events := r.Events(ctx, filter)
 	if f.watch {
 		events = r.WatchEvents(ctx, filter)
 	}
-	n := 0
-	for e, err := range events {
-		if err != nil {
-			return errors.Join(flush(), err)
-		}
-		if err := write(&e); err != nil {
-			return err
-		}
-		if n++; f.watch {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-	}
-	if err := flush(); err != nil {
+	n, err := out.list(events)
+	if err != nil {
 		return err
 	}
 	if f.limit > 0 && n == f.limit && !f.watch && f.output != "json" {

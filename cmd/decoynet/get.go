@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -22,9 +23,9 @@ import (
 func getCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "get",
-		Short: "List sessions, events, decoys, services, segments, nodes",
+		Short: "List sessions, probes, events, decoys, services, segments, nodes",
 	}
-	c.AddCommand(getSessionsCommand(), getEventsCommand(), getNodesCommand(), getAuditCommand())
+	c.AddCommand(getSessionsCommand(), getProbesCommand(), getEventsCommand(), getNodesCommand(), getAuditCommand())
 	for _, kind := range []string{"decoys", "services", "segments", "zones"} {
 		c.AddCommand(getObjectsCommand(kind))
 	}
@@ -36,6 +37,8 @@ type sessionFlags struct {
 	data, store, output, since     string
 	watch, running                 bool
 	source, segment, decoy, server string
+	scanner                        string
+	unknown                        bool
 	limit                          int
 }
 
@@ -57,6 +60,7 @@ func getSessionsCommand() *cobra.Command {
 	flags.StringVar(&f.segment, "segment", "", "only this segment")
 	flags.StringVar(&f.decoy, "decoy", "", "only this decoy, by name")
 	flags.StringVar(&f.server, "service", "", "only this service")
+	scannerFlags(c, &f.scanner, &f.unknown)
 	flags.IntVar(&f.limit, "limit", 1000, "the newest so many; 0 for all")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		filter, err := f.filter(args, time.Now())
@@ -90,7 +94,7 @@ func openReader(data, at string) (*store.Reader, error) {
 }
 
 func (f *sessionFlags) filter(args []string, now time.Time) (store.Filter, error) {
-	filter := store.Filter{Segment: f.segment, Decoy: f.decoy, Service: f.server, Limit: f.limit}
+	filter := store.Filter{Segment: f.segment, Decoy: f.decoy, Service: f.server, Scanner: f.scanner, Unknown: f.unknown, Limit: f.limit}
 	var err error
 	if len(args) == 1 {
 		if filter.ID, err = deception.ParseSessionID(args[0]); err != nil {
@@ -145,37 +149,47 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("bad --since %q; a duration as 90m or 7d, or a time as 2026-01-31T15:04:05Z", s)
 }
 
-// sessionWriter is a format of a listing.
-type sessionWriter interface {
-	Write(s *deception.Session) error
+// lister writes a listing in some format.
+type lister[T any] struct {
+	write func(*T) error
+	flush func() error // nil where nothing waits
+	watch bool         // whoever reads along must not wait
+}
+
+// list returns how many things there were.
+func (l *lister[T]) list(things iter.Seq2[T, error]) (n int, err error) {
+	flush := l.flush
+	if flush == nil {
+		flush = func() error { return nil }
+	}
+	for v, err := range things {
+		if err != nil {
+			return n, errors.Join(flush(), err)
+		}
+		if err := l.write(&v); err != nil {
+			return n, err
+		}
+		if n++; l.watch {
+			if err := flush(); err != nil {
+				return n, err
+			}
+		}
+	}
+	return n, flush()
 }
 
 func (f *sessionFlags) list(ctx context.Context, w io.Writer, r *store.Reader, filter store.Filter) error {
-	var out sessionWriter = ecs.NewJSON(w)
-	flush := func() error { return nil }
+	out := lister[deception.Session]{write: ecs.NewJSON(w).Write, watch: f.watch}
 	if f.output != "json" {
 		table := ecs.NewTable(w, ecs.TableOptions{Wide: f.output == "wide"})
-		out, flush = table, table.Flush
+		out.write, out.flush = table.Write, table.Flush
 	}
 	sessions := r.Sessions(ctx, filter)
 	if f.watch {
 		sessions = r.Watch(ctx, filter)
 	}
-	n := 0
-	for s, err := range sessions {
-		if err != nil {
-			return errors.Join(flush(), err)
-		}
-		if err := out.Write(&s); err != nil {
-			return err
-		}
-		if n++; f.watch {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-	}
-	if err := flush(); err != nil {
+	n, err := out.list(sessions)
+	if err != nil {
 		return err
 	}
 	if !filter.ID.IsZero() && n == 0 {

@@ -36,6 +36,7 @@ type recorder interface {
 	Ended(s *deception.Session)
 	Event(e *deception.Event)
 	SourceSeen(s *deception.SourceSeen)
+	Probe(p *deception.Probe)
 }
 
 // desired is what this machine is to be.
@@ -61,6 +62,7 @@ type nodeConfig struct {
 type node struct {
 	cfg     nodeConfig
 	started time.Time
+	scanner *marker        // puts their names on what known scanners do; cfg.recorder
 	local   *localRoles    // what lives in the kernel: segments, zones, gateways
 	away    atomic.Bool    // flows leave for ingress gateways on other nodes
 	links   *tunnel.Client // to ingress gateways on other nodes; nil without an identity
@@ -80,7 +82,9 @@ type node struct {
 }
 
 func newNode(cfg nodeConfig) (*node, error) {
-	n := &node{cfg: cfg, started: time.Now(), healthChanged: make(chan struct{}, 1)}
+	scanner := &marker{recorder: cfg.recorder}
+	cfg.recorder = scanner
+	n := &node{cfg: cfg, started: time.Now(), scanner: scanner, healthChanged: make(chan struct{}, 1)}
 	n.now.state.Node = cfg.name
 	var upstream agent.Upstream = noUpstream{}
 	if id := cfg.identity; id != nil {
@@ -155,6 +159,7 @@ func (n *node) noteHealth() {
 func (n *node) apply(ctx context.Context, want desired) error {
 	n.applying.Lock()
 	defer n.applying.Unlock()
+	n.scanner.know(&want.state)
 	n.away.Store(want.state.Tunnels())
 	if n.links != nil {
 		n.links.SetGateways(gatewaysOf(&want.state))

@@ -64,6 +64,7 @@ type SessionDocument struct {
 	Path       string `json:"decoynet.path"`
 	SourceMode string `json:"decoynet.source_mode"`
 	EndReason  string `json:"decoynet.end_reason,omitempty"`
+	Scanner    string `json:"decoynet.scanner,omitempty"` // the known scanner that the intruder is
 
 	// The first bytes of each side, in base64 as encoding/json writes them.
 	SourceHead      []byte `json:"decoynet.source_head,omitempty"`
@@ -124,6 +125,7 @@ func Document(s *deception.Session) SessionDocument {
 		Path:           string(s.Path),
 		SourceMode:     s.SourceMode.String(),
 		EndReason:      s.Reason.String(),
+		Scanner:        s.Scanner,
 
 		SourceHead:      s.SourceHead,
 		DestinationHead: s.DestinationHead,
@@ -147,7 +149,7 @@ func networkType(a netip.Addr) string {
 	return ""
 }
 
-// JSON writes sessions and events as one document a line.
+// JSON writes sessions, probes and events as one document a line.
 type JSON struct {
 	w    io.Writer
 	line bytes.Buffer

@@ -69,7 +69,7 @@ func sessions(t *testing.T) []deception.Session {
 		Source:      ap("[2001:db8:1111:2222:3333:4444:5555:6666]:65535"),
 		SourceNAT:   ap("[2001:db8:1111:2222:3333:4444:5555:6666]:65535"),
 		Destination: ap("[2001:db8::22]:22"), DestinationNAT: ap("[fd00:10::3]:22"),
-		SourceBytes: 1 << 40, DestinationBytes: 999, Reason: deception.EndServiceReset,
+		SourceBytes: 1 << 40, DestinationBytes: 999, Reason: deception.EndServiceReset, Scanner: "audit",
 	}, {
 		ID: id(t, "019cb7a1-0002-7000-8000-000000000003"), Start: start.Add(2 * time.Second),
 		Segment: "office", Decoy: "snmp", Service: "snmp", Transport: deception.UDP, Path: deception.PathRelay,
@@ -84,7 +84,7 @@ func sessions(t *testing.T) []deception.Session {
 		Segment: "off\x1b[2Jice", Decoy: "\u202egnp\U000e0041.exe", Service: "we\nb\u009b31m", Transport: deception.TCP, Path: deception.PathRelay,
 		Source: netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone("lan\x1b]0;pwned\a0"), 7), Destination: ap("[fe80::2]:80"),
 		SourceHead:      []byte("\x1b]0;owned\x07\x1b[2J\x9b31m\u009b0m\x00\x7f\\\"'\t\u202eabc\xff" + strings.Repeat("A", 100)),
-		DestinationHead: []byte("\r\n\x08\x08\x1bP$q\x1b\\"), Reason: deception.EndIdle,
+		DestinationHead: []byte("\r\n\x08\x08\x1bP$q\x1b\\"), Reason: deception.EndIdle, Scanner: "\x1b[2Jaudit",
 	}}
 }
 

@@ -68,6 +68,7 @@ var wide = append(append([]column[deception.Session]{{"ID", 36, false, func(_ *T
 	column[deception.Session]{"SEGMENT", 8, false, func(_ *TableOptions, s *deception.Session) string { return name(s.Segment) }},
 	column[deception.Session]{"PATH", 6, false, func(_ *TableOptions, s *deception.Session) string { return name(string(s.Path)) }},
 	column[deception.Session]{"SOURCE MODE", 11, false, func(_ *TableOptions, s *deception.Session) string { return s.SourceMode.String() }},
+	column[deception.Session]{"SCANNER", 7, false, func(_ *TableOptions, s *deception.Session) string { return name(s.Scanner) }},
 	column[deception.Session]{"COMMUNITY ID", 30, false, func(_ *TableOptions, s *deception.Session) string {
 		return CommunityID(s.Transport, s.Source, s.Destination)
 	}},
