@@ -15,6 +15,7 @@ import (
 	"decoynet/internal/pgtest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pressly/goose/v3"
 )
 
 // The server is taken away while sessions are recorded and delivered, and comes
@@ -316,5 +317,46 @@ func TestThePostgresViewSpeaksECS(t *testing.T) {
 	if got := at.tool(t, `SELECT count(*) FROM sessions WHERE "source.ip" <<= '192.0.2.0/24'
 		AND "@timestamp" > now() - interval '1 day'`); got != "4" {
 		t.Errorf("psql finds %s sessions from the network today", got)
+	}
+}
+
+// The database of before probes and known scanners, with a session in it.
+func TestTheFirstDatabaseIsBroughtUpToDate(t *testing.T) {
+	at := place{path: pgtest.Database(t), pg: true}
+	back, err := newPostgres(at.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := back.db()
+	m, err := migrator(goose.DialectPostgres, db, "migrations/postgres", postgresTable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.UpTo(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, known := session(base, 0), session(base, 1)
+	known.Scanner = "audit"
+	c := at.second(t)
+	execute(t, c, `INSERT INTO binding (node, segment, decoy, service, transport, path, ended)
+		VALUES ('hq', 'office', 'office-web', 'web', 6, 'relay', 1)`)
+	execute(t, c, `INSERT INTO session VALUES ($1, $2, $3, (SELECT id FROM binding), '192.0.2.1', 1024, '192.0.2.1', 1024,
+		'198.51.100.0', 80, '10.1.0.2', 8080, 0, 0, 0, $4, NULL, NULL, 0, NULL)`,
+		old.ID.String(), old.Start.UnixNano(), old.End.UnixNano(), int(old.Reason))
+	if _, err := OpenReader(at.path); err == nil {
+		t.Fatal("a reader took the old schema")
+	}
+	r := open(t, RecorderConfig{Path: at.path})
+	r.Ended(known)
+	r.Probe(probe(base, 1, 1))
+	settled(t, r)
+	reader := openReader(t, at.path)
+	compare(t, []*deception.Session{old, known}, all(t, reader, Filter{}))
+	compareProbes(t, probes(t, reader, ProbeFilter{}), probe(base, 1, 1))
+	if got := totals(t, reader); len(got) != 1 || got[0].Ended != 2 {
+		t.Errorf("totals %+v", got)
 	}
 }
