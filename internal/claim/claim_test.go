@@ -324,3 +324,56 @@ func TestWantAgain(t *testing.T) {
 		t.Errorf("%d probes, want 25", got)
 	}
 }
+
+// A host that is heard is not asked for a minute, however long ago it took the
+// address.
+func TestHeardMeanwhile(t *testing.T) {
+	l := newLAN(t)
+	n := l.add(Config{}, office(deception.ClaimProbe), "10.0.0.100")
+	l.run(time.Second)
+	for range 10 { // it answers no probe, as behind a filter
+		l.hear(answer(a100, hostMAC))
+		l.run(50 * time.Second)
+	}
+	if got := n.probes(a100); len(got) != 3 {
+		t.Errorf("probed at %v although it was heard all the time", got)
+	}
+	l.run(15 * time.Second)
+	n.mustHold(t, "10.0.0.100")
+}
+
+// Disputes outlive neither a document without the address nor a link's return.
+func TestDisputesEnd(t *testing.T) {
+	l := newLAN(t)
+	n := l.add(Config{}, office(deception.ClaimProbe), "10.0.0.100-10.0.0.101")
+	l.run(time.Second)
+	l.hear(answer(a100, hostMAC))
+	l.run(60*time.Second + 100*time.Millisecond) // asked for again, first probe
+	if n.disputes[a100].state != probing {
+		t.Fatalf("the address is %v, want it probed", n.disputes[a100].state)
+	}
+	n.Reprobe()
+	n.next = l.now
+	l.run(5 * time.Second)
+	n.mustHold(t, "10.0.0.100-10.0.0.101")
+
+	l.hear(answer(a100, hostMAC))
+	n.Want(office(deception.ClaimProbe), decoys(t, "10.0.0.101"))
+	if s := n.Status(); s.Wanted != 1 || s.Held != 1 || s.Withdrawn != 0 || !s.Ready() {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// A frame that the node's limiter holds back costs the segment's nothing.
+func TestLimitersTogether(t *testing.T) {
+	shared := NewLimiter(2)
+	c := New(Config{Rate: 20, Shared: shared}) // one token at a time
+	now := start
+	if !shared.Take(now) || c.pay(now) {
+		t.Fatal("paid out of an empty limiter")
+	}
+	c.cfg.Shared = nil
+	if !c.pay(now) {
+		t.Error("the segment's token was spent on a frame that was not sent")
+	}
+}
