@@ -27,7 +27,7 @@ const (
 	EventEnrolRefused  EventKind = "enrol-refused"    // a used, expired or forged token was shown
 	EventRecordRefused EventKind = "record-refused"   // records that a node uploaded could not be read
 	EventApplied       EventKind = "document-applied" // a document became the desired state
-	EventConflict      EventKind = "address-conflict" // a real host has a decoy's address: the decoy was withdrawn there
+	EventConflict      EventKind = "address-conflict" // a real host has a decoy's address: the decoy was withdrawn there, unless it is ClaimUnchecked
 	EventReclaimed     EventKind = "address-claimed"  // an address that a real host had is a decoy's again
 )
 
