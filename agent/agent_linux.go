@@ -11,35 +11,47 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"decoynet/deception"
+	"decoynet/internal/claim"
 	"decoynet/internal/health"
 	"decoynet/internal/kernel/firewall"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/route"
+	"decoynet/internal/kernel/wire"
 	"decoynet/internal/relay"
+	"decoynet/internal/sense"
 )
 
-// Recorder takes the sessions of the kernel path. Its methods never block.
+// Recorder takes the sessions of the kernel path, and what is seen of a segment's
+// network. Its methods never block.
 type Recorder interface {
 	Started(s *deception.Session)
 	Ended(s *deception.Session)
+	Event(e *deception.Event)
+	Probe(p *deception.Probe)
 }
 
 // Config is what an agent is made with.
 type Config struct {
+	Node     string
 	Engine   *relay.Engine
 	Recorder Recorder
 	// Forwarded tells of a decoy whose service only the gateway on another node
 	// knows whether a port is to be open; nil: all are.
 	Forwarded Up
-	Log       *slog.Logger
+	// CloseFlows ends flows, wherever they are carried, whose session matches.
+	CloseFlows func(match func(*deception.Session) bool, reason deception.EndReason)
+	// Claimed is called when addresses were claimed or given up; nil: nobody is.
+	Claimed func()
+	Log     *slog.Logger
 }
 
 // Agent holds the segments of one machine.
@@ -47,7 +59,19 @@ type Agent struct {
 	cfg  Config
 	host *netns.NS
 
+	senses *sense.Aggregator
+	pace   *claim.Limiter // of claims of all segments
+	hurry  chan struct{}  // holds one token: tend is to look at once
+	stop   context.CancelFunc
+	done   chan struct{} // closed when tend has ended
+
+	// What the goroutines that watch see; written by publish.
+	watched atomic.Pointer[[]*segment]
+	macs    atomic.Pointer[map[claim.MAC]struct{}]
+	onTrunk atomic.Pointer[map[int][]*watcher] // by the index of the VLAN's device
+
 	trunk    *netns.NS  // of VLAN devices; nil where there are none; guarded by mu
+	trunkTap *wire.Tap  // sees all of them; likewise
 	mu       sync.Mutex // serialises Apply, Refresh and Close; guards the rest
 	segments map[string]*segment
 	groupIDs map[string]uint32
@@ -67,6 +91,9 @@ type SegmentStatus struct {
 	Decoys     int      `json:"decoys"`
 	Addresses  uint64   `json:"addresses"`
 	OpenPorts  int      `json:"open_ports"`
+	Claimed    uint64   `json:"claimed"`            // of the addresses, those that are the decoys' now
+	Claiming   uint64   `json:"claiming,omitempty"` // those that are being asked for
+	Conflicts  []string `json:"conflicts,omitempty"`
 	KernelPath int      `json:"kernel_path_bindings,omitempty"`
 	KernelLost uint64   `json:"kernel_path_events_lost,omitempty"`
 	MAC        string   `json:"mac,omitempty"`
@@ -80,11 +107,20 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the host's network namespace: %w", err)
 	}
-	return &Agent{
+	ctx, stop := context.WithCancel(context.Background())
+	a := &Agent{
 		cfg: cfg, host: host, segments: map[string]*segment{},
 		groupIDs: map[string]uint32{}, indexes: map[string]int{},
 		state: &deception.State{}, table: deception.NewTable(&deception.State{}),
-	}, nil
+		pace: claim.NewLimiter(claim.DefaultNodeRate), hurry: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
+	}
+	a.senses = sense.New(sense.Config{Node: cfg.Node, Emit: a.probe})
+	a.publish()
+	go func() {
+		defer close(a.done)
+		a.tend(ctx)
+	}()
+	return a, nil
 }
 
 // Apply makes the machine's segments what state says, with bound ports open as
@@ -106,6 +142,7 @@ func (a *Agent) Apply(ctx context.Context, state *deception.State, table *decept
 			delete(a.segments, name)
 		}
 	}
+	a.publish() // without those that are gone
 	errs = append(errs, a.applyGuard(ctx), a.openTrunk(), a.applySegments(ctx, open), a.pruneTrunk(ctx))
 	return errors.Join(errs...)
 }
@@ -139,7 +176,7 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 			a.segments[seg.Name] = s
 		}
 		p := planSegment(a.state, a.table, seg, a.index(seg.Name), opening{open, a.cfg.Forwarded}, a.groupID)
-		if s.settled && reflect.DeepEqual(p, s.plan) && !p.link.Uplink {
+		if s.stands(&p) {
 			continue
 		}
 		apply := func() {
@@ -160,6 +197,7 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 	for _, apply := range oneByOne {
 		apply()
 	}
+	a.publish()
 	if err := ctx.Err(); err != nil {
 		return err // rather than once for each segment
 	}
@@ -173,7 +211,7 @@ func (a *Agent) Doubt() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range a.segments {
-		s.settled = false
+		s.doubt()
 	}
 }
 
@@ -232,6 +270,10 @@ func (a *Agent) Close(ctx context.Context) error {
 		errs = append(errs, s.remove(ctx))
 		delete(a.segments, name)
 	}
+	a.publish()
+	a.stop()
+	<-a.done
+	a.senses.Flush(time.Now())
 	_, err := firewall.ApplyGuard(ctx, a.host, nil)
 	errs = append(errs, err, a.closeTrunk(ctx), a.host.Close())
 	return errors.Join(errs...)

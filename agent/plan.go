@@ -16,6 +16,7 @@ import (
 // segmentPlan is everything that the kernel is to hold for one segment.
 type segmentPlan struct {
 	segment deception.Segment
+	decoys  []*deception.Decoy
 	index   int // of the segment's routing table and mark on the kernel path
 	link    link.Desired
 	routes  route.Desired
@@ -37,7 +38,7 @@ type opening struct {
 // segment. groupID gives each name the same number for ever.
 func planSegment(state *deception.State, table *deception.Table, seg deception.Segment, index int, open opening, groupID func(string) uint32) segmentPlan {
 	decoys := state.DecoysOf(seg.Name)
-	p := segmentPlan{segment: seg, index: index}
+	p := segmentPlan{segment: seg, decoys: decoys, index: index}
 	for _, d := range decoys {
 		if d.Path == deception.PathKernel {
 			p.link.Uplink = true
@@ -56,21 +57,11 @@ func planSegment(state *deception.State, table *deception.Table, seg deception.S
 	return p
 }
 
-// planRoutes lays out the segment's namespace: decoy addresses are ours, the
-// subnets are on the link, the gateways lead out.
+// planRoutes lays out the segment's namespace but for the decoys' addresses, which
+// are ours only once they are claimed (see holding): the subnets are on the link,
+// the gateways lead out.
 func planRoutes(state *deception.State, seg deception.Segment, decoys []*deception.Decoy, uplink bool) route.Desired {
 	d := route.Desired{Link: link.LANName}
-	for _, decoy := range decoys {
-		for _, r := range decoy.Addresses {
-			if r.From.Is4() {
-				d.Local4 = append(d.Local4, r.Prefixes()...)
-				continue
-			}
-			for a := r.From; a.IsValid() && !r.To.Less(a); a = a.Next() {
-				d.Addrs6 = append(d.Addrs6, a)
-			}
-		}
-	}
 	for _, s := range seg.Subnets {
 		d.Connected = append(d.Connected, s.Prefix)
 		if s.Gateway.IsValid() {
@@ -79,6 +70,20 @@ func planRoutes(state *deception.State, seg deception.Segment, decoys []*decepti
 	}
 	if uplink {
 		d.Routes = uplinkRoutes(state, decoys)
+	}
+	return d
+}
+
+// holding adds the addresses that are held to what a segment's namespace is to be.
+func holding(d route.Desired, held []deception.AddrRange) route.Desired {
+	for _, r := range held {
+		if r.From.Is4() {
+			d.Local4 = append(d.Local4, r.Prefixes()...)
+			continue
+		}
+		for a := r.From; a.IsValid() && !r.To.Less(a); a = a.Next() {
+			d.Addrs6 = append(d.Addrs6, a)
+		}
 	}
 	return d
 }

@@ -54,6 +54,11 @@ func testPlan(t *testing.T, open openPort) segmentPlan {
 
 func TestPlanRoutes(t *testing.T) {
 	p := testPlan(t, func(health.Port) bool { return true })
+	var held []deception.AddrRange
+	for _, d := range p.decoys {
+		held = append(held, d.Addresses...)
+	}
+	p.routes = holding(p.routes, held)
 	want := map[string]string{
 		"local":     "[192.0.2.100/30 192.0.2.200/32]",
 		"addresses": "[2001:db8:2::1 2001:db8:2::2]",

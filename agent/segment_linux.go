@@ -4,23 +4,36 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"reflect"
 	"slices"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
+	"decoynet/internal/claim"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/route"
 	"decoynet/internal/kernel/steer"
+	"decoynet/internal/kernel/wire"
 	"decoynet/internal/relay"
 )
 
-// segment is what runs for one segment. The agent's lock guards it.
+// segment is what runs for one segment.
 type segment struct {
 	agent *Agent
 	name  string
-	plan  segmentPlan
+
+	mu   sync.Mutex // guards the rest but watch, which is made before anybody else knows the segment
+	plan segmentPlan
+
+	watch   *watcher
+	tap     *wire.Tap // at the segment's own link; nil in a VLAN of ours
+	tapLink int
+	applied []deception.AddrRange // the addresses that the kernel was told of
 
 	ns       *netns.NS
 	steering *steer.Steering
@@ -33,12 +46,29 @@ type segment struct {
 	warnings    []string
 	ready       bool
 	settled     bool // all of plan was applied, and nobody doubts that it still is
+	removed     bool
+}
+
+// stands tells whether the plan is what was applied.
+func (s *segment) stands(p *segmentPlan) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settled && !p.link.Uplink && reflect.DeepEqual(*p, s.plan)
+}
+
+// doubt has the next apply compare everything with the kernel.
+func (s *segment) doubt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settled = false
 }
 
 // apply brings the segment to its plan: namespace, link, addresses, then ports,
 // so that a port is only ever open at an address that is claimed. It may be
 // repeated at any time and does nothing where nothing differs.
 func (s *segment) apply(ctx context.Context, p segmentPlan) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	forced := s.plan.segment.Steering
 	s.plan = p
 	err := s.realise(ctx, forced)
@@ -53,11 +83,9 @@ func (s *segment) apply(ctx context.Context, p segmentPlan) error {
 func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) error {
 	p := &s.plan
 	if s.ns == nil {
-		ns, _, err := netns.Ensure(netns.SegmentName(s.name))
-		if err != nil {
-			return fmt.Errorf("make network namespace: %w", err)
+		if err := s.open(); err != nil {
+			return err
 		}
-		s.ns = ns
 	}
 	if p.link.Uplink {
 		// Before the namespace forwards, so that it never forwards what it should not.
@@ -72,14 +100,87 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 		return err // without a link there is nothing to put addresses on
 	}
 	errs := []error{s.limit(ctx)} // before an address is answered for
-	status, err := route.Apply(ctx, s.ns, p.routes)
-	errs = append(errs, err)
-	s.agent.cfg.Log.Debug("addresses applied", "segment", s.name, "added", status.Added, "removed", status.Removed)
-	errs = append(errs, s.steer(ctx, steeredBy))
+	if err := s.claim(); err != nil {
+		return errors.Join(append(errs, err)...) // an address that cannot be defended is not taken
+	}
+	errs = append(errs, s.applyRoutes(ctx, s.watch.addresses()), s.steer(ctx, steeredBy))
 	if !p.link.Uplink {
 		errs = append(errs, s.closeKernelPath(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// open makes or finds the segment's namespace. What a run that was killed left in
+// it goes on to be held while it is asked for again.
+func (s *segment) open() error {
+	ns, created, err := netns.Ensure(netns.SegmentName(s.name))
+	if err != nil {
+		return fmt.Errorf("make network namespace: %w", err)
+	}
+	var adopted []deception.AddrRange
+	if !created {
+		if adopted, err = route.Held(ns); err != nil {
+			return errors.Join(err, ns.Close())
+		}
+	}
+	s.ns = ns
+	if s.watch == nil {
+		s.watch = newWatcher(s.agent, s.name, adopted)
+	}
+	return nil
+}
+
+// claim says what addresses the segment is to have.
+func (s *segment) claim() error {
+	at := &sight{
+		tap: s.agent.trunkTap, link: s.linkStatus.LowerIndex, mac: claim.MAC(s.linkStatus.MAC), bound: newBoundPorts(&s.plan),
+	}
+	if !s.linkStatus.InTrunk {
+		if err := s.openTap(s.linkStatus.Index); err != nil {
+			return err
+		}
+		at.tap, at.link = s.tap, s.linkStatus.Index
+	}
+	for _, sub := range s.plan.segment.Subnets {
+		at.subnets = append(at.subnets, sub.Prefix)
+		if sub.Gateway.IsValid() {
+			at.gateways = append(at.gateways, sub.Gateway)
+		}
+	}
+	s.watch.want(at, s.plan.segment, s.plan.decoys, s.linkStatus.Carrier)
+	return nil
+}
+
+// applyRoutes makes the held addresses, and the routes, the namespace's. Flows to
+// addresses that are given up end while those are still there to reset them from.
+func (s *segment) applyRoutes(ctx context.Context, held []deception.AddrRange) error {
+	if !slices.Equal(deception.SortRanges(slices.Concat(s.applied, held)), held) && s.agent.cfg.CloseFlows != nil {
+		s.agent.cfg.CloseFlows(func(session *deception.Session) bool {
+			a := session.Destination.Addr()
+			return session.Segment == s.name && !slices.ContainsFunc(held, func(r deception.AddrRange) bool { return r.Contains(a) })
+		}, deception.EndShutdown)
+	}
+	status, err := route.Apply(ctx, s.ns, holding(s.plan.routes, held))
+	if err == nil {
+		s.applied = held
+	}
+	s.agent.cfg.Log.Debug("addresses applied", "segment", s.name, "added", status.Added, "removed", status.Removed)
+	return err
+}
+
+// applyHeld tells the kernel of claims that have changed since.
+func (s *segment) applyHeld(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held, changed := s.watch.take()
+	if !changed || s.removed || s.linkStatus.Index == 0 {
+		return nil
+	}
+	if err := s.applyRoutes(ctx, held); err != nil {
+		s.settled = false // and so tried again
+		return err
+	}
+	return nil
 }
 
 // steer opens the steering where it is missing or another one is asked for, and
@@ -147,12 +248,15 @@ func (s *segment) socket(domain, typ int) (int, error) {
 
 // remove ends the segment's flows and takes everything of it out of the kernel.
 func (s *segment) remove(ctx context.Context) error {
-	errs := []error{s.closeSteering()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	errs := []error{s.closeSteering(), s.closeTap()}
 	s.agent.cfg.Engine.CloseFlows(func(f *relay.Flow) bool { return f.Listener.Name == s.name }, deception.EndShutdown)
 	errs = append(errs, s.closeKernelPath(ctx))
 	if s.ns != nil {
 		errs = append(errs, s.ns.Close(), netns.Delete(netns.SegmentName(s.name)))
 	}
+	s.removed = true
 	errs = append(errs, link.Remove(ctx, s.agent.host, s.name))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove segment %s: %w", s.name, err)
@@ -161,6 +265,8 @@ func (s *segment) remove(ctx context.Context) error {
 }
 
 func (s *segment) status(state *deception.State) SegmentStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	st := SegmentStatus{
 		Name: s.name, Parent: s.plan.segment.Parent, VLAN: s.plan.segment.VLAN, Ready: s.ready,
 		OpenPorts: s.steerStatus.Ports, KernelPath: len(s.plan.kernel),
@@ -182,6 +288,15 @@ func (s *segment) status(state *deception.State) SegmentStatus {
 		st.Decoys++
 		for _, r := range d.Addresses {
 			st.Addresses += r.Len()
+		}
+	}
+	if s.watch != nil {
+		claims := s.watch.status()
+		st.Claimed, st.Claiming = claims.Held, claims.Wanted-min(claims.Wanted, claims.Held+claims.Withdrawn)
+		st.Ready = st.Ready && claims.Ready()
+		for _, c := range claims.Conflicts {
+			st.Conflicts = append(st.Conflicts, fmt.Sprintf("%s of decoy %s: the machine with MAC %s has it; asked for again at %s",
+				c.Address, c.Decoy, net.HardwareAddr(c.MAC[:]), c.Retry.Format(time.TimeOnly)))
 		}
 	}
 	return st

@@ -6,8 +6,10 @@ import (
 	"fmt"
 
 	"decoynet/deception"
+	"decoynet/internal/claim"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/netns"
+	"decoynet/internal/kernel/wire"
 )
 
 // openTrunk opens the namespace of VLAN devices where a segment of the state
@@ -23,8 +25,51 @@ func (a *Agent) openTrunk() error {
 	if err := link.PrepareTrunk(ns); err != nil {
 		return errors.Join(err, ns.Close())
 	}
+	a.trunkTap, err = wire.Open(wire.Config{NS: ns, Handle: a.seenOnTrunk, RingBytes: trunkRing})
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch the VLANs: %w", err), ns.Close())
+	}
 	a.trunk = ns
 	return nil
+}
+
+// seenOnTrunk hands the frames of VLANs to the segments that are in them.
+func (a *Agent) seenOnTrunk(frames []wire.Frame) {
+	byLink := *a.onTrunk.Load()
+	for len(frames) > 0 {
+		n := 1
+		for n < len(frames) && frames[n].Link == frames[0].Link {
+			n++
+		}
+		for _, w := range byLink[frames[0].Link] {
+			w.seen(frames[:n])
+		}
+		frames = frames[n:]
+	}
+}
+
+// publish makes known to the goroutines that watch which segments there are. It
+// must be called with mu held.
+func (a *Agent) publish() {
+	watched := make([]*segment, 0, len(a.segments))
+	macs := map[claim.MAC]struct{}{}
+	onTrunk := map[int][]*watcher{}
+	for _, s := range a.segments {
+		if s.watch == nil {
+			continue
+		}
+		watched = append(watched, s)
+		if sight := s.watch.sight.Load(); sight != nil {
+			macs[sight.mac] = struct{}{}
+			if sight.tap == a.trunkTap {
+				onTrunk[sight.link] = append(onTrunk[sight.link], s.watch)
+			}
+		}
+	}
+	a.watched.Store(&watched)
+	a.macs.Store(&macs)
+	a.onTrunk.Store(&onTrunk)
+	a.wake()
 }
 
 // pruneTrunk removes the devices of VLANs that no segment has any more, and
@@ -46,8 +91,8 @@ func (a *Agent) closeTrunk(ctx context.Context) error {
 	}
 	// The kernel destroys a namespace's devices some time after its name is gone;
 	// a parent's VLAN must be free for the next run at once.
-	err := errors.Join(link.KeepVLANs(ctx, a.trunk, nil), a.trunk.Close(), netns.Delete(netns.Trunk))
-	a.trunk = nil
+	err := errors.Join(a.trunkTap.Close(), link.KeepVLANs(ctx, a.trunk, nil), a.trunk.Close(), netns.Delete(netns.Trunk))
+	a.trunk, a.trunkTap = nil, nil
 	return err
 }
 

@@ -74,12 +74,22 @@ func (l *localRoles) make() (err error) {
 	if k.zones, err = gateway.NewZones(); err != nil {
 		return err
 	}
-	if k.agent, err = agent.New(agent.Config{Engine: k.engine, Recorder: n.cfg.recorder, Forwarded: n.courier.Up, Log: n.cfg.log}); err != nil {
+	if k.agent, err = agent.New(agent.Config{
+		Node: n.cfg.name, Engine: k.engine, Recorder: n.cfg.recorder, Forwarded: n.courier.Up, CloseFlows: k.closeFlows(n), Claimed: n.noteHealth, Log: n.cfg.log,
+	}); err != nil {
 		return err
 	}
 	k.egress = gateway.NewEgress(k.gateway, gateway.EgressConfig{Ports: k.checker.States, Log: n.cfg.log})
 	k.ingress = gateway.NewIngress(k.gateway, gateway.IngressConfig{Identity: n.cfg.identity, Recorder: n.cfg.recorder, Up: k.up, Log: n.cfg.log})
 	return nil
+}
+
+// closeFlows ends flows of segments, wherever they are carried.
+func (k *kernelRoles) closeFlows(n *node) func(match func(*deception.Session) bool, reason deception.EndReason) {
+	return func(match func(*deception.Session) bool, reason deception.EndReason) {
+		k.engine.CloseFlows(func(f *relay.Flow) bool { return match(&f.Session) }, reason)
+		n.courier.CloseFlows(match, reason)
+	}
 }
 
 // handlers has a flow carried by this machine's gateway, or where it has none,

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"decoynet/deception"
 	"decoynet/internal/kernel/netns"
 )
 
@@ -94,6 +95,30 @@ func Owned(ns *netns.NS) ([]string, error) {
 		out = append(out, a.describe(devs.name))
 	}
 	return out, nil
+}
+
+// Held lists the decoy addresses that are the namespace's now, sorted: what an
+// earlier Apply made, by whatever process.
+func Held(ns *netns.NS) ([]deception.AddrRange, error) {
+	c, err := dial(ns)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	have, err := read(c, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read the addresses of %s: %w", ns, err)
+	}
+	var out []deception.AddrRange
+	for r := range have.routes {
+		if r.Type == Local && r.Table == TableLocal {
+			out = append(out, deception.RangeOf(r.Dst))
+		}
+	}
+	for a := range have.addrs {
+		out = append(out, deception.AddrRange{From: a.Addr, To: a.Addr})
+	}
+	return deception.SortRanges(out), nil
 }
 
 // device is what has to be known of an interface.
