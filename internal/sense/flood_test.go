@@ -153,15 +153,15 @@ func TestNobodyHides(t *testing.T) {
 	w := newWorld(Config{MaxSources: 2000, NewSources: 20})
 	early, late := netip.MustParseAddr("192.0.2.66"), netip.MustParseAddr("192.0.2.67")
 	told := map[netip.Addr]*deception.Probe{}
-	for i := range 200 { // 50 seconds; 10,000 forged contacts a second
+	for i := range 100 { // 25 seconds, in which no place becomes free; 10,000 forged contacts a second
 		batch := make([]Contact, 2500)
 		for j := range batch {
 			batch[j] = w.contactOf(address(i*len(batch)+j), deception.ContactSYN, address(j), 80)
 		}
-		if i%8 == 0 {
+		if i%4 == 0 {
 			batch[0] = w.contactOf(early, deception.ContactSYN, address(i), 22)
 		}
-		for j := 0; i >= 100 && j < 50; j++ { // one contact in fifty
+		for j := 0; i >= 20 && j < 50; j++ { // one contact in fifty
 			batch[50*j+1] = w.contactOf(late, deception.ContactSYN, address(i), uint16(j))
 		}
 		w.Observe(batch)
@@ -179,8 +179,27 @@ func TestNobodyHides(t *testing.T) {
 	if p := told[early]; p == nil || p.End.IsZero() || p.Count() != 25 || p.Kind != deception.ScanHorizontal {
 		t.Errorf("who was there before is told as %+v", p)
 	}
-	if p := told[late]; p == nil || p.End.IsZero() || p.Count() < 4000 || p.Kind != deception.ScanNetwork {
+	if p := told[late]; p == nil || p.End.IsZero() || p.Count() < 3000 || p.Kind != deception.ScanNetwork {
 		t.Errorf("who came meanwhile is told as %+v", p)
+	}
+}
+
+// Those who did more than a little keep their places.
+func TestNobodyIsPushedOut(t *testing.T) {
+	w := newWorld(Config{MaxSources: 20})
+	for i := range 20 * (displaceable + 1) {
+		w.contact(address(i%20).String(), deception.ContactSYN, "192.0.2.10", uint16(i))
+	}
+	for range 1000 {
+		w.contact("192.0.2.66", deception.ContactSYN, "192.0.2.10", 22)
+	}
+	for _, p := range w.pass(time.Second) {
+		if want := uint64(displaceable + 1); p.Source.IsValid() && (p.Count() != want || !p.End.IsZero()) || !p.Source.IsValid() && p.Count() != 1000 {
+			t.Errorf("told: %q", short([]*deception.Probe{p}))
+		}
+	}
+	if len(w.probes) != 21 {
+		t.Errorf("%d probes", len(w.probes))
 	}
 }
 

@@ -170,8 +170,16 @@ func TestSourcesApart(t *testing.T) {
 		segment, source string
 		mac             byte
 	}{
-		{"office", "192.0.2.66", 1}, {"dmz", "192.0.2.66", 1}, {"office", "192.0.2.67", 1}, {"office", "192.0.2.67", 2}, {"office", "192.0.2.66", 1},
-		{"office", "0.0.0.0", 1}, {"office", "0.0.0.0", 2}, {"office", "0.0.0.0", 1}, {"office", "::", 1}, {"office", "fe80::1", 1},
+		{"office", "192.0.2.66", 1},
+		{"dmz", "192.0.2.66", 1},
+		{"office", "192.0.2.67", 1},
+		{"office", "192.0.2.67", 2},
+		{"office", "192.0.2.66", 1},
+		{"office", "0.0.0.0", 1},
+		{"office", "0.0.0.0", 2},
+		{"office", "0.0.0.0", 1},
+		{"office", "::", 1},
+		{"office", "fe80::1", 1},
 	} {
 		contact := w.contactOf(netip.MustParseAddr(c.source), deception.ContactARP, target, 0)
 		contact.Segment, contact.SourceMAC = c.segment, [6]byte{5: c.mac}
