@@ -63,7 +63,6 @@ type Claimer struct {
 	// disputes are the addresses that somebody else claims, or claimed lately.
 	disputes map[netip.Addr]dispute
 	look     time.Time // when to look through disputes again; zero: never
-	asked    map[netip.Addr]insistence
 
 	resume   time.Time // nothing new is probed before
 	retreats int
@@ -100,7 +99,7 @@ func New(cfg Config) *Claimer {
 	if cfg.Random == nil {
 		cfg.Random = rand.Float64
 	}
-	c := &Claimer{cfg: cfg, bucket: NewLimiter(cfg.Rate), disputes: map[netip.Addr]dispute{}, asked: map[netip.Addr]insistence{}}
+	c := &Claimer{cfg: cfg, bucket: NewLimiter(cfg.Rate), disputes: map[netip.Addr]dispute{}}
 	c.news.wait = newsWindow
 	return c
 }

@@ -152,7 +152,8 @@ func (l *lan) step() {
 			}
 			for _, other := range l.nodes {
 				post = append(post, mail{other, f}) // its own echo too
-				if other != n && f.Source != f.Target && other.holds(f.Target) {
+				// Who only asks whether it may have the address is not answered.
+				if other != n && f.Source.IsValid() && !f.Source.IsUnspecified() && f.Source != f.Target && other.holds(f.Target) {
 					post = append(post, mail{n, answer(f.Target, other.mac)})
 				}
 			}

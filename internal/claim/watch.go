@@ -20,18 +20,6 @@ const (
 	maxDisputes = 65_536
 )
 
-// A machine that asks for a held address before it takes it (an ARP probe, or
-// duplicate address detection) is told by the kernel that it is taken, as the
-// RFCs want it. One that insists is given it: that often, so far apart, all
-// within so long. Shorter than retryFirst, or another decoynet node that wants
-// the same address would get it by asking again.
-const (
-	insistTimes  = 3
-	insistApart  = time.Second
-	insistWithin = 30 * time.Second
-	maxAsked     = 1024 // addresses that are watched for it at a time
-)
-
 // stance is how a disputed address stands.
 type stance uint8
 
@@ -47,12 +35,6 @@ type dispute struct {
 	mac   MAC
 	tries uint8
 	state stance
-}
-
-type insistence struct {
-	mac         MAC
-	times       int
-	first, last time.Time
 }
 
 // observe draws the conclusions from a frame.
@@ -110,7 +92,6 @@ func (c *Claimer) conflict(now time.Time, a netip.Addr, who MAC) {
 		d.state, d.due = withdrawn, now.Add(c.backoff(int(d.tries)))
 	}
 	c.disputes[a] = d
-	delete(c.asked, a)
 	c.lookAt(d.due)
 	if !wasProbing { // that it is still there is no news
 		c.news.add(now, c, deception.EventConflict, a, d)
@@ -129,46 +110,20 @@ func (c *Claimer) backoff(tries int) time.Duration {
 	return c.between(wait, wait+wait/10)
 }
 
-// wish takes note that a foreign machine asks for an address in order to take
-// it. Switches that look after their hosts in that way (IP device tracking) ask
-// the host alone, and want nothing.
+// wish takes note that a foreign machine asks for an address in order to take it
+// (an ARP probe, or duplicate address detection). It is given it at once, and
+// whoever owns the Claimer sees to it that the kernel does not say that the
+// address is taken: the machine would not come up. Two who ask at the same time
+// both stay away (RFC 5227, section 2.1.1; RFC 4862, section 5.4.3). Switches
+// that look after their hosts in that way (IP device tracking) ask the host
+// alone, and want nothing.
 func (c *Claimer) wish(now time.Time, a netip.Addr, who MAC, everybody bool) {
-	if !contains(c.wanted, a) || c.segment.Claim == deception.ClaimUnchecked {
+	if c.segment.Claim == deception.ClaimUnchecked || !contains(c.wanted, a) {
 		return
 	}
-	if !c.holds(a) {
-		// RFC 5227, section 2.1.1, and RFC 4862, section 5.4.3: two who ask at the
-		// same time both stay away.
-		if c.isProbing(a) {
-			c.conflict(now, a, who)
-		}
-		return
-	}
-	if everybody && c.insists(now, a, who) {
+	if c.isProbing(a) || everybody && c.holds(a) {
 		c.conflict(now, a, who)
 	}
-}
-
-func (c *Claimer) insists(now time.Time, a netip.Addr, who MAC) bool {
-	w, known := c.asked[a]
-	if !known && len(c.asked) >= maxAsked {
-		for other, w := range c.asked {
-			if now.Sub(w.first) > insistWithin {
-				delete(c.asked, other)
-			}
-		}
-		if len(c.asked) >= maxAsked {
-			return false // a sweep
-		}
-	}
-	switch {
-	case !known || w.mac != who || now.Sub(w.first) > insistWithin:
-		w = insistence{mac: who, times: 1, first: now, last: now}
-	case now.Sub(w.last) >= insistApart:
-		w.times, w.last = w.times+1, now
-	}
-	c.asked[a] = w
-	return w.times >= insistTimes
 }
 
 // isProbing tells whether the address is being asked for right now.
