@@ -239,6 +239,12 @@ func (s *segment) socket(domain, typ int) (int, error) {
 		return -1, fmt.Errorf("enter namespace of segment %s: %w", s.name, err)
 	}
 	fd, err := unix.Socket(domain, typ, 0)
+	if err == nil {
+		// Without it steering by iptables drops what the socket is to get.
+		if err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
+			unix.Close(fd)
+		}
+	}
 	if back := unix.Setns(s.agent.host.FD(), unix.CLONE_NEWNET); back != nil {
 		// Every socket this thread made from now on would be in the wrong place.
 		panic(fmt.Sprintf("agent: return from namespace of segment %s: %v", s.name, back))

@@ -167,7 +167,7 @@ func readSegment(o *object) *segmentDraft {
 	}
 	s.exclude, _ = readList(o, "exclude", parseRange)
 	if o.has("steering") {
-		s.steering = o.oneOf("steering", string(deception.SteeringAuto), string(deception.SteeringSKLookup), string(deception.SteeringTPROXY))
+		s.steering = o.oneOf("steering", string(deception.SteeringAuto), string(deception.SteeringSKLookup), string(deception.SteeringTPROXY), string(deception.SteeringIPTables))
 	}
 	if o.has("claim") {
 		s.claim = o.oneOf("claim", string(deception.ClaimProbe), string(deception.ClaimRFC5227), string(deception.ClaimUnchecked))

@@ -24,6 +24,7 @@ var parts = map[trial.Feature]struct{ config, modules, why string }{
 	trial.Transparent: {"IP_TRANSPARENT", "", "services would not see the intruder's address"},
 	trial.SKLookup:    {"CONFIG_BPF_SYSCALL, Linux 5.9", "", "the faster steering"},
 	trial.TPROXY:      {"CONFIG_NFT_TPROXY, NF_TPROXY_IPV4, NF_TPROXY_IPV6", "nft_tproxy", "the steering of older kernels"},
+	trial.IPTables:    {"the program iptables, CONFIG_IP_SET_HASH_NETPORT, NETFILTER_XT_SET, NETFILTER_XT_TARGET_TPROXY", "ip_set_hash_netport xt_set xt_TPROXY", "the steering of kernels without nftables"},
 }
 
 func judgeKernel(f *Facts) []Finding {
@@ -36,7 +37,7 @@ func judgeKernel(f *Facts) []Finding {
 		return nil // the capabilities are missing, which is a finding of its own
 	}
 	for _, r := range f.Features {
-		if r.Err == nil || r.Feature == trial.SKLookup || r.Feature == trial.TPROXY {
+		if r.Err == nil || slices.Contains(steerings, r.Feature) {
 			continue
 		}
 		severity := Problem
@@ -64,20 +65,24 @@ func missing(r trial.Result, severity Severity) Finding {
 	return out
 }
 
+// steerings are the ways of steering, the best first; one is enough.
+var steerings = []trial.Feature{trial.SKLookup, trial.TPROXY, trial.IPTables}
+
 // judgeSteering tells which steering is in use, or would be.
 func judgeSteering(f *Facts, have map[trial.Feature]error) []Finding {
-	by := map[deception.Steering]trial.Feature{deception.SteeringSKLookup: trial.SKLookup, deception.SteeringTPROXY: trial.TPROXY}
+	by := map[deception.Steering]trial.Feature{}
 	best := deception.Steering("")
-	for _, s := range []deception.Steering{deception.SteeringSKLookup, deception.SteeringTPROXY} {
-		if have[by[s]] == nil && best == "" {
+	var absent []Finding
+	for i, s := range []deception.Steering{deception.SteeringSKLookup, deception.SteeringTPROXY, deception.SteeringIPTables} {
+		by[s] = steerings[i]
+		if err := have[by[s]]; err != nil {
+			absent = append(absent, missing(trial.Result{Feature: by[s], Err: err}, Problem))
+		} else if best == "" {
 			best = s
 		}
 	}
 	if best == "" {
-		return []Finding{
-			missing(trial.Result{Feature: trial.SKLookup, Err: have[trial.SKLookup]}, Problem),
-			missing(trial.Result{Feature: trial.TPROXY, Err: have[trial.TPROXY]}, Problem),
-		}
+		return absent
 	}
 	what := fmt.Sprintf("Linux %s; steering by %s", f.Release, best)
 	if err := have[trial.SKLookup]; err != nil {

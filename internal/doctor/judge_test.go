@@ -65,7 +65,7 @@ func wellFacts(t *testing.T, path string) *Facts {
 	}
 	for _, feature := range []trial.Feature{
 		trial.Namespaces, trial.Veth, trial.Macvlan, trial.Containment, trial.KernelPath, trial.Events, trial.Rules,
-		trial.Transparent, trial.SKLookup, trial.TPROXY,
+		trial.Transparent, trial.SKLookup, trial.TPROXY, trial.IPTables,
 	} {
 		f.Features = append(f.Features, trial.Result{Feature: feature})
 	}
@@ -117,6 +117,18 @@ func TestJudge(t *testing.T) {
 			want: []string{"problem kernel policy routing: this kernel refuses policy routing (CONFIG_IP_MULTIPLE_TABLES): operation not supported | boot a kernel with CONFIG_IP_MULTIPLE_TABLES"},
 		},
 		{name: "old kernel", change: func(f *Facts) { feature(f, trial.SKLookup, broken) }},
+		{
+			name: "no steering", change: func(f *Facts) {
+				for _, s := range steerings {
+					feature(f, s, broken)
+				}
+			},
+			want: []string{
+				"problem kernel sk_lookup: this kernel refuses sk_lookup (CONFIG_BPF_SYSCALL, Linux 5.9): operation not supported | boot a kernel with CONFIG_BPF_SYSCALL, Linux 5.9",
+				"problem kernel TPROXY: this kernel refuses TPROXY (CONFIG_NFT_TPROXY, NF_TPROXY_IPV4, NF_TPROXY_IPV6): operation not supported | modprobe -a nft_tproxy",
+				"problem kernel iptables and ipset: this kernel refuses iptables and ipset (the program iptables, CONFIG_IP_SET_HASH_NETPORT, NETFILTER_XT_SET, NETFILTER_XT_TARGET_TPROXY): operation not supported | modprobe -a ip_set_hash_netport xt_set xt_TPROXY",
+			},
+		},
 		{
 			name: "forced steering", change: func(f *Facts) {
 				feature(f, trial.SKLookup, broken)

@@ -65,7 +65,7 @@ decoys:
       - {ports: [161/udp], service: snmp}
 `
 
-var steerings = []string{"sk_lookup", "tproxy"}
+var steerings = []string{"sk_lookup", "tproxy", "iptables"}
 
 // relayOffice is an office with officeDocument and a service that is the
 // test's own puppet.

@@ -55,12 +55,13 @@ func (s portSet) len() int {
 type limits struct {
 	prefixes int
 	slots    int
+	members  int // of the sets of iptables steering, which checks it
 }
 
 // A prefix costs about 100 bytes of kernel memory and only once it is there. A
 // hash costs 16 bytes for each entry it might hold, from the start, in each
 // segment: hence bitmaps, and no more of them than this.
-var defaultLimits = limits{prefixes: 1 << 20, slots: 1 << 16}
+var defaultLimits = limits{prefixes: 1 << 20, slots: 1 << 16, members: 1 << 21}
 
 // desired is a checked Apply argument.
 type desired struct {

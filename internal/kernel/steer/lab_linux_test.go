@@ -23,11 +23,9 @@ import (
 // patience bounds every wait of the tests; none comes near it.
 const patience = 5 * time.Second
 
-var modes = []deception.Steering{deception.SteeringSKLookup, deception.SteeringTPROXY}
-
-// eachMode runs a test over both mechanisms.
+// eachMode runs a test over all mechanisms.
 func eachMode(t *testing.T, test func(t *testing.T, mode deception.Steering)) {
-	for _, mode := range modes {
+	for _, mode := range Mechanisms {
 		t.Run(string(mode), func(t *testing.T) { test(t, mode) })
 	}
 }

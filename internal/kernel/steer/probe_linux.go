@@ -15,7 +15,7 @@ import (
 func Probe() Support {
 	ns, err := newScratch()
 	if err != nil {
-		return Support{SKLookup: err, TPROXY: err}
+		return Support{SKLookup: err, TPROXY: err, IPTables: err}
 	}
 	defer unix.Close(ns.fd)
 	try := func(mode deception.Steering) error {
@@ -25,7 +25,10 @@ func Probe() Support {
 		}
 		return s.Close()
 	}
-	return Support{SKLookup: try(deception.SteeringSKLookup), TPROXY: try(deception.SteeringTPROXY)}
+	return Support{
+		SKLookup: try(deception.SteeringSKLookup), TPROXY: try(deception.SteeringTPROXY),
+		IPTables: try(deception.SteeringIPTables),
+	}
 }
 
 // scratch is a network namespace that lives as long as its descriptor.

@@ -14,8 +14,8 @@ import (
 
 func TestProbe(t *testing.T) {
 	got := Probe()
-	if got.SKLookup != nil || got.TPROXY != nil || got.Best() != deception.SteeringSKLookup {
-		t.Errorf("Probe: %+v, best %q; this kernel has both", got, got.Best())
+	if got.SKLookup != nil || got.TPROXY != nil || got.IPTables != nil || got.Best() != deception.SteeringSKLookup {
+		t.Errorf("Probe: %+v, best %q; this kernel has all", got, got.Best())
 	}
 	s, err := Open(newNamespace(t), Config{})
 	if err != nil {
@@ -25,7 +25,7 @@ func TestProbe(t *testing.T) {
 	if s.Mode() != deception.SteeringSKLookup {
 		t.Errorf("auto took %s", s.Mode())
 	}
-	if _, err := Open(newNamespace(t), Config{Mode: "iptables"}); err == nil {
+	if _, err := Open(newNamespace(t), Config{Mode: "ipvs"}); err == nil {
 		t.Error("an unknown mode was accepted")
 	}
 }
@@ -36,18 +36,13 @@ func TestKernelWithoutIPv6(t *testing.T) {
 		l := newLAN(t)
 		s := &Steering{mode: mode, lim: defaultLimits, state: newState()}
 		err := l.decoys.Do(func() (err error) {
-			s.sockets, err = openFamily(unix.AF_INET, mode, 2, 100)
+			s.sockets, err = openFamily(unix.AF_INET, 2, 100)
 			return err
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if mode == deception.SteeringSKLookup {
-			s.backend, err = backendOf(openSKLookup(l.decoys, s.sockets, s.lim))
-		} else {
-			s.backend, err = backendOf(openTPROXY(l.decoys, s.sockets))
-		}
-		if err != nil {
+		if s.backend, err = openBackend(mode, s.sockets, s.lim); err != nil {
 			t.Fatal(err)
 		}
 		v := serve(t, s)

@@ -135,7 +135,7 @@ func TestNoGapDuringChange(t *testing.T) {
 func TestFull(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode deception.Steering) {
 		l := newLAN(t)
-		s, err := open(l.decoys, Config{Mode: mode}, limits{prefixes: 4, slots: 3})
+		s, err := open(l.decoys, Config{Mode: mode}, limits{prefixes: 4, slots: 3, members: 100})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,15 +232,24 @@ func TestManyAddresses(t *testing.T) {
 		l := newLAN(t)
 		s := l.steer(t, Config{Mode: mode})
 		serve(t, s)
-		groups := manyAddresses(0)
-		groups[77].Ports = group(0, "1-65535").Ports
+		groups := append(manyAddresses(0), group(1000, "198.19.0.1 1-65535"))
+		scattered := mode != deception.SteeringIPTables // 256 addresses with all ports are 16 million members
+		if scattered {
+			groups[77].Ports = group(0, "1-65535").Ports
+		}
 		begin, used := time.Now(), cpuTime(t)
 		st := apply(t, s, groups...)
 		t.Logf("loaded in %s, %s of CPU: %+v", time.Since(begin), cpuTime(t)-used, st)
-		if st.Prefixes != 65536 || st.Ports != 255*10+65535 {
+		want := 256*10 + 65535
+		to := []string{"198.18.0.0:21", "198.18.255.255:3389", "198.18.128.1:445", "198.19.0.1:1", "198.19.0.1:65535"}
+		if scattered {
+			want += 65535 - 10
+			to = append(to, "198.18.3.77:9999", "198.18.200.77:65535")
+		}
+		if st.Prefixes != 65537 || st.Ports != want {
 			t.Errorf("status %+v", st)
 		}
-		for _, to := range []string{"198.18.0.0:21", "198.18.255.255:3389", "198.18.128.1:445", "198.18.3.77:9999", "198.18.200.77:65535"} {
+		for _, to := range to {
 			connect(t, l.intruder, to)
 		}
 		for _, to := range []string{"198.18.3.76:9999", "198.18.3.78:9999", "198.18.0.0:24", "198.19.0.0:80"} {
@@ -250,7 +259,7 @@ func TestManyAddresses(t *testing.T) {
 }
 
 func BenchmarkApply(b *testing.B) {
-	for _, mode := range modes {
+	for _, mode := range Mechanisms {
 		s := func() *Steering {
 			ns := newNamespace(b)
 			s, err := Open(ns, Config{Mode: mode})

@@ -50,14 +50,19 @@ type skLookup struct {
 	noBatch bool // the kernel's maps take one entry a call
 }
 
-func openSKLookup(ns Namespace, socks *sockets, lim limits) (*skLookup, error) {
+func openSKLookup(socks *sockets, lim limits) (*skLookup, error) {
+	ns, err := socks.namespace()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ns)
 	k, err := loadSKLookup(socks, lim)
 	if err != nil {
 		return nil, explainSKLookup(err)
 	}
-	if k.link, err = link.AttachNetNs(ns.FD(), k.objs.DecoynetSteer); err != nil {
+	if k.link, err = link.AttachNetNs(ns, k.objs.DecoynetSteer); err != nil {
 		k.objs.Close()
-		return nil, explainSKLookup(fmt.Errorf("attach BPF program to namespace %s: %w", ns.Name(), err))
+		return nil, explainSKLookup(fmt.Errorf("attach BPF program: %w", err))
 	}
 	return k, nil
 }

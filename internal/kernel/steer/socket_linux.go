@@ -8,8 +8,6 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
-
-	"decoynet/deception"
 )
 
 // udpBuffer is the receive buffer of a UDP socket. One socket takes the first
@@ -27,23 +25,78 @@ type sockets struct {
 	family   int // AF_INET6 and dual-stack, or AF_INET where the kernel has no IPv6
 	port     uint16
 	tcp, udp []int
+	ns       int // the namespace, where the kernel cannot tell it from a socket; else -1
+}
+
+// openIn opens the sockets in a namespace.
+func openIn(ns Namespace, count, backlog int) (*sockets, error) {
+	var s *sockets
+	err := ns.Do(func() (err error) {
+		s, err = openSockets(count, backlog)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, s.remember(ns)
+}
+
+// remember makes sure that namespace will work.
+func (s *sockets) remember(ns Namespace) error {
+	fd, err := s.namespace()
+	if err == nil {
+		return unix.Close(fd)
+	}
+	// Linux before 4.10.
+	if s.ns, err = unix.FcntlInt(uintptr(ns.FD()), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return errors.Join(fmt.Errorf("duplicate the descriptor of namespace %s: %w", ns.Name(), err), s.close())
+	}
+	return nil
+}
+
+// namespace returns a descriptor of the sockets' namespace, for the caller to
+// close. A socket keeps its namespace and leads back to it, so that hundreds of
+// segments do without a descriptor each for it.
+func (s *sockets) namespace() (int, error) {
+	if s.ns >= 0 {
+		fd, err := unix.FcntlInt(uintptr(s.ns), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return -1, fmt.Errorf("duplicate descriptor of network namespace: %w", err)
+		}
+		return fd, nil
+	}
+	fd, err := unix.IoctlRetInt(s.tcp[0], unix.SIOCGSKNS)
+	if err != nil {
+		return -1, fmt.Errorf("get a socket's network namespace: %w", err)
+	}
+	return fd, nil
+}
+
+// enter runs f in the sockets' namespace, on a thread of its own.
+func (s *sockets) enter(f func() error) error {
+	fd, err := s.namespace()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return (&scratch{fd}).Do(f)
 }
 
 // openSockets opens the sockets in the calling thread's namespace.
-func openSockets(mode deception.Steering, count, backlog int) (*sockets, error) {
-	s, err := openFamily(unix.AF_INET6, mode, count, backlog)
+func openSockets(count, backlog int) (*sockets, error) {
+	s, err := openFamily(unix.AF_INET6, count, backlog)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
-		return openFamily(unix.AF_INET, mode, count, backlog)
+		return openFamily(unix.AF_INET, count, backlog)
 	}
 	return s, err
 }
 
-func openFamily(family int, mode deception.Steering, count, backlog int) (*sockets, error) {
+func openFamily(family int, count, backlog int) (*sockets, error) {
 	var err error
 	for range 16 {
 		// The kernel picks the TCP port; now and then a UDP socket has it.
-		s := &sockets{family: family}
-		if err = s.open(mode, count, backlog); err == nil {
+		s := &sockets{family: family, ns: -1}
+		if err = s.open(count, backlog); err == nil {
 			return s, nil
 		}
 		_ = s.close() // the cause is err
@@ -54,9 +107,9 @@ func openFamily(family int, mode deception.Steering, count, backlog int) (*socke
 	return nil, err
 }
 
-func (s *sockets) open(mode deception.Steering, count, backlog int) error {
+func (s *sockets) open(count, backlog int) error {
 	for range count {
-		fd, err := s.socket(unix.SOCK_STREAM, mode, count > 1)
+		fd, err := s.socket(unix.SOCK_STREAM, count > 1)
 		if err != nil {
 			return fmt.Errorf("open TCP listener: %w", err)
 		}
@@ -70,7 +123,7 @@ func (s *sockets) open(mode deception.Steering, count, backlog int) error {
 		}
 	}
 	for range count {
-		fd, err := s.socket(unix.SOCK_DGRAM, mode, count > 1)
+		fd, err := s.socket(unix.SOCK_DGRAM, count > 1)
 		if err != nil {
 			return fmt.Errorf("open UDP socket: %w", err)
 		}
@@ -85,19 +138,19 @@ func (s *sockets) open(mode deception.Steering, count, backlog int) error {
 // socket opens one socket bound to loopback and the port of the others. It goes
 // past package net, whose listeners are MPTCP ones, of which neither BPF nor
 // TPROXY knows a thing.
-func (s *sockets) socket(kind int, mode deception.Steering, shared bool) (int, error) {
+func (s *sockets) socket(kind int, shared bool) (int, error) {
 	fd, err := unix.Socket(s.family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	if err := s.bind(fd, mode, shared); err != nil {
+	if err := s.bind(fd, shared); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
 }
 
-func (s *sockets) bind(fd int, mode deception.Steering, shared bool) error {
+func (s *sockets) bind(fd int, shared bool) error {
 	type option struct {
 		level, name, value int
 		set                bool
@@ -107,8 +160,11 @@ func (s *sockets) bind(fd int, mode deception.Steering, shared bool) error {
 		{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0, six},
 		{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, shared},
 		// One flag of the socket, whichever family's option sets it. TPROXY
-		// assigns packets to sockets that have it, and to no others.
-		{unix.SOL_IP, unix.IP_TRANSPARENT, 1, mode == deception.SteeringTPROXY},
+		// assigns packets to sockets that have it, and to no others; iptables'
+		// drops those of an established one without. So accepted sockets, which
+		// inherit it, have it with every mechanism: the segment may change to
+		// another one.
+		{unix.SOL_IP, unix.IP_TRANSPARENT, 1, true},
 	} {
 		if !o.set {
 			continue
@@ -179,7 +235,10 @@ func (s *sockets) close() error {
 			errs = append(errs, fmt.Errorf("close socket: %w", err))
 		}
 	}
-	s.tcp, s.udp = nil, nil
+	if s.ns >= 0 {
+		errs = append(errs, unix.Close(s.ns))
+	}
+	s.tcp, s.udp, s.ns = nil, nil, -1
 	return errors.Join(errs...)
 }
 

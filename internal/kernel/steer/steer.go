@@ -6,14 +6,15 @@
 // # The data
 //
 // Decoys come in groups: addresses that share one set of open ports. The kernel
-// holds two tables, in both mechanisms the same:
+// holds two tables:
 //
 //	address -> group            longest prefix wins, and it alone decides
 //	group, transport, port      open or not
 //
 // so 65,536 addresses with 10 ports cost their prefixes plus 10 ports, not the
 // product of the two. An address in a nested prefix has the ports of the inner
-// group only, also where that group has none.
+// group only, also where that group has none. Only ipset has no second table; see
+// iptables below.
 //
 // # The mechanisms
 //
@@ -28,6 +29,11 @@
 // steered packet is delivered by the ordinary route lookup and needs no policy
 // routing. A killed process leaves the table, whose rules then match nothing, and
 // the next one replaces it.
+//
+// iptables (Linux 2.6.39 and the program): TPROXY too, by one rule a family and
+// transport, which asks a set of prefixes and ports (hash:net,port). Flattened
+// prefixes are multiplied by their groups' ports, all into one set: an address
+// decides alone there as well, since no two prefixes of the set overlap.
 //
 // With TPROXY every packet to a bound port passes the two lookups. That is
 // wanted: the expression itself prefers an established or connected socket, a
@@ -47,7 +53,8 @@
 // A socket of the caller's own for one UDP flow is bound to the decoy's address
 // and connected to the intruder's. For IPv6 that needs IP_FREEBIND or
 // IP_TRANSPARENT: unlike for IPv4, a local route alone does not make an address
-// one that can be bound (inet6_bind).
+// one that can be bound (inet6_bind). With iptables it needs IP_TRANSPARENT for
+// both families: that TPROXY drops what belongs to a socket without.
 //
 // # Change
 //
@@ -78,6 +85,9 @@ type Namespace interface {
 	Do(func() error) error // runs the function inside it
 	Name() string
 }
+
+// Mechanisms are all there are, the best first.
+var Mechanisms = []deception.Steering{deception.SteeringSKLookup, deception.SteeringTPROXY, deception.SteeringIPTables}
 
 // Config says how a namespace is steered.
 type Config struct {
@@ -145,6 +155,7 @@ func (e *GroupError) Unwrap() error { return e.Err }
 type Support struct {
 	SKLookup error
 	TPROXY   error
+	IPTables error
 }
 
 // Best returns the mechanism that SteeringAuto takes, "" where there is none.
@@ -154,6 +165,8 @@ func (s Support) Best() deception.Steering {
 		return deception.SteeringSKLookup
 	case s.TPROXY == nil:
 		return deception.SteeringTPROXY
+	case s.IPTables == nil:
+		return deception.SteeringIPTables
 	}
 	return ""
 }

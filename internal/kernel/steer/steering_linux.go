@@ -30,24 +30,22 @@ type Steering struct {
 }
 
 // Open opens the sockets and puts steering into the namespace, nothing bound
-// yet. SteeringAuto takes sk_lookup, and TPROXY where sk_lookup cannot be had for
-// whatever reason; Probe tells which. The error matches ErrNotSupported where the
-// kernel lacks the mechanism asked for, or both.
+// yet. SteeringAuto takes the first of Mechanisms that can be had; Probe tells
+// which. The error matches ErrNotSupported where the kernel lacks the mechanism
+// asked for, or all.
 func Open(ns Namespace, cfg Config) (*Steering, error) {
 	return open(ns, cfg, defaultLimits)
 }
 
 func open(ns Namespace, cfg Config, lim limits) (*Steering, error) {
-	switch cfg.Mode {
-	case deception.SteeringSKLookup, deception.SteeringTPROXY:
+	if slices.Contains(Mechanisms, cfg.Mode) {
 		return openMode(ns, cfg, lim)
-	case deception.SteeringAuto, "":
-	default:
+	}
+	if cfg.Mode != deception.SteeringAuto && cfg.Mode != "" {
 		return nil, fmt.Errorf("unknown steering %q", cfg.Mode)
 	}
 	var errs []error
-	for _, mode := range []deception.Steering{deception.SteeringSKLookup, deception.SteeringTPROXY} {
-		cfg.Mode = mode
+	for _, cfg.Mode = range Mechanisms {
 		s, err := openMode(ns, cfg, lim)
 		if err == nil {
 			return s, nil
@@ -58,27 +56,35 @@ func open(ns Namespace, cfg Config, lim limits) (*Steering, error) {
 }
 
 func openMode(ns Namespace, cfg Config, lim limits) (*Steering, error) {
-	s := &Steering{mode: cfg.Mode, lim: lim, state: newState()}
 	backlog := cfg.Backlog
 	if backlog <= 0 {
 		backlog = 4096
 	}
-	err := ns.Do(func() (err error) {
-		s.sockets, err = openSockets(cfg.Mode, max(cfg.Sockets, 1), backlog)
-		return err
-	})
+	socks, err := openIn(ns, max(cfg.Sockets, 1), backlog)
 	if err != nil {
 		return nil, fmt.Errorf("open steering sockets in namespace %s: %w", ns.Name(), err)
 	}
-	if cfg.Mode == deception.SteeringSKLookup {
-		s.backend, err = backendOf(openSKLookup(ns, s.sockets, lim))
-	} else {
-		s.backend, err = backendOf(openTPROXY(ns, s.sockets))
-	}
-	if err != nil {
-		return nil, errors.Join(err, s.sockets.close())
+	s := &Steering{mode: cfg.Mode, lim: lim, state: newState(), sockets: socks}
+	if s.backend, err = openBackend(cfg.Mode, socks, lim); err != nil {
+		return nil, errors.Join(fmt.Errorf("steer namespace %s: %w", ns.Name(), err), socks.close())
 	}
 	return s, nil
+}
+
+func openBackend(mode deception.Steering, socks *sockets, lim limits) (backend, error) {
+	if mode != deception.SteeringIPTables {
+		if err := newIPTables(socks, lim).dropStale(); err != nil {
+			return nil, err
+		}
+	}
+	switch mode {
+	case deception.SteeringSKLookup:
+		return backendOf(openSKLookup(socks, lim))
+	case deception.SteeringTPROXY:
+		return backendOf(openTPROXY(socks))
+	default:
+		return backendOf(openIPTables(socks, lim))
+	}
 }
 
 // backendOf keeps a nil pointer from becoming an interface that is not nil.
@@ -91,6 +97,17 @@ func backendOf[B backend](b B, err error) (backend, error) {
 
 // Mode returns the mechanism in use.
 func (s *Steering) Mode() deception.Steering { return s.mode }
+
+// Namespace returns a descriptor of the namespace for the caller to close, so that
+// who steers many segments needs to keep none open for each.
+func (s *Steering) Namespace() (fd int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.backend == nil {
+		return -1, ErrClosed
+	}
+	return s.sockets.namespace()
+}
 
 // TCP returns the listeners. They are nonblocking and close-on-exec, and stay
 // Steering's: Close closes them, and no call may use them by then. The name of an accepted socket (getsockname) is

@@ -18,11 +18,12 @@ import (
 )
 
 // bindFreely lets a client take a source port again at once, and a decoy's
-// address: an IPv6 one that is only a local route needs IPV6_FREEBIND.
+// address: an IPv6 one that is only a local route needs IP_FREEBIND or
+// IP_TRANSPARENT, and iptables' TPROXY the latter.
 func bindFreely(_, _ string, c syscall.RawConn) error {
 	return c.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-		unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 	})
 }
 
@@ -356,8 +357,12 @@ func TestCloseLeavesNothing(t *testing.T) {
 		ours := fmt.Sprintf("netns_ino %d ", inode.Ino)
 		linked := strings.Contains(run(t, "bpftool", "link", "list"), ours)
 		tabled := strings.Contains(l.decoys.in(t, "nft", "list", "tables"), "table inet decoynet-steer")
-		if linked != (mode == deception.SteeringSKLookup) || tabled != (mode == deception.SteeringTPROXY) {
-			t.Fatalf("while open: BPF link %v, nftables table %v", linked, tabled)
+		chained := strings.Contains(l.decoys.in(t, "iptables-save"), ":decoynet-steer ") &&
+			strings.Contains(l.decoys.in(t, "ip6tables-save"), "-A PREROUTING -j decoynet-steer")
+		setted := strings.HasPrefix(l.decoys.in(t, "ipset", "list", "-n"), "decoynet-steer4\ndecoynet-steer6")
+		if linked != (mode == deception.SteeringSKLookup) || tabled != (mode == deception.SteeringTPROXY) ||
+			chained != (mode == deception.SteeringIPTables) || setted != chained {
+			t.Fatalf("while open: BPF link %v, nftables table %v, iptables chain %v, sets %v", linked, tabled, chained, setted)
 		}
 		for range 2 {
 			if err := s.Close(); err != nil {
@@ -367,8 +372,13 @@ func TestCloseLeavesNothing(t *testing.T) {
 		if links := run(t, "bpftool", "link", "list"); strings.Contains(links, ours) {
 			t.Errorf("a BPF link is left: %s", links)
 		}
-		if rules := l.decoys.in(t, "nft", "list", "ruleset"); rules != "" {
+		// iptables itself leaves the kernel's chains, empty.
+		rules := l.decoys.in(t, "nft", "list", "ruleset")
+		if strings.Contains(rules, "decoynet") || strings.Contains(rules, "xt ") || rules != "" && mode != deception.SteeringIPTables {
 			t.Errorf("rules are left: %s", rules)
+		}
+		if sets := l.decoys.in(t, "ipset", "list", "-n"); sets != "" {
+			t.Errorf("sets are left: %s", sets)
 		}
 		if sockets := l.decoys.in(t, "ss", "-Hltnu"); sockets != "" {
 			t.Errorf("sockets are left: %s", sockets)
@@ -424,4 +434,55 @@ func TestCancelledApplyResumes(t *testing.T) {
 		connect(t, l.intruder, "192.0.2.100:22")
 		refused(t, l.intruder, "tcp", "192.0.2.100:80")
 	})
+}
+
+// Its rules would drop what another mechanism steers.
+func TestStaleRulesOfIPTablesGo(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode deception.Steering) {
+		l := newLAN(t)
+		dead, err := Open(l.decoys, Config{Mode: deception.SteeringIPTables})
+		if err != nil {
+			t.Fatal(err)
+		}
+		apply(t, dead, group(1, "192.0.2.100 2001:db8::d:1 80"))
+		if err := dead.sockets.close(); err != nil { // all that the kernel does for a killed process
+			t.Fatal(err)
+		}
+		serve(t, l.steer(t, Config{Mode: mode}))
+		refused(t, l.intruder, "tcp", "192.0.2.100:80")
+		refused(t, l.intruder, "tcp", "[2001:db8::d:1]:80")
+	})
+}
+
+// A killed process leaves chains and sets; the next one replaces them.
+func TestIPTablesReplacesStaleRules(t *testing.T) {
+	l := newLAN(t)
+	l.decoys.in(t, "ipset", "create", "decoynet-steer4", "hash:ip,port")
+	l.decoys.in(t, "ipset", "create", "decoynet-steer6", "hash:net,port", "family", "inet6")
+	l.decoys.in(t, "iptables", "-t", "mangle", "-N", "decoynet-steer")
+	for range 2 {
+		l.decoys.in(t, "iptables", "-t", "mangle", "-A", "PREROUTING", "-j", "decoynet-steer")
+	}
+	l.decoys.in(t, "iptables", "-t", "mangle", "-A", "decoynet-steer", "-m", "set", "--match-set", "decoynet-steer4", "dst,dst", "-j", "DROP")
+	l.decoys.in(t, "iptables", "-t", "mangle", "-A", "decoynet-steer", "-p", "tcp", "-j", "DROP")
+	l.decoys.in(t, "iptables", "-t", "mangle", "-A", "PREROUTING", "-m", "mark", "--mark", "7", "-j", "DROP") // somebody else's
+	s := l.steer(t, Config{Mode: deception.SteeringIPTables})
+	serve(t, s)
+	apply(t, s, group(1, "192.0.2.100 2001:db8::d:1 80"))
+	connect(t, l.intruder, "192.0.2.100:80").echo("hello")
+	connect(t, l.intruder, "[2001:db8::d:1]:80").echo("hello")
+	rules := l.decoys.in(t, "iptables-save", "-t", "mangle")
+	for rule, times := range map[string]int{
+		"-A PREROUTING -j decoynet-steer\n": 1,
+		"-A decoynet-steer":                 2,
+		fmt.Sprintf("-A decoynet-steer -p tcp -m set --match-set decoynet-steer4 dst,dst -j TPROXY --on-port %d --on-ip 127.0.0.1", s.sockets.port): 1,
+		"-A PREROUTING -m mark --mark 0x7 -j DROP": 1,
+	} {
+		if n := strings.Count(rules, rule); n != times {
+			t.Errorf("%d times %q, want %d, in\n%s", n, rule, times, rules)
+		}
+	}
+	if members := l.decoys.in(t, "ipset", "list", "decoynet-steer4"); !strings.Contains(members, "\n192.0.2.100,tcp:80\n") {
+		t.Errorf("ipset does not list the decoy:\n%s", members)
+	}
 }

@@ -29,7 +29,7 @@ const (
 
 // tproxy steers by an nftables table in the namespace.
 type tproxy struct {
-	ns    int // own descriptor of the namespace
+	socks *sockets
 	table *nftables.Table
 	addrs map[int]*nftables.Set // by bytes of an address: 4, 16
 	ports *nftables.Set
@@ -38,18 +38,14 @@ type tproxy struct {
 
 var portKey = nftables.MustConcatSetType(nftables.TypeClassID, nftables.TypeInetProto, nftables.TypeInetService)
 
-func openTPROXY(ns Namespace, socks *sockets) (*tproxy, error) {
-	fd, err := unix.FcntlInt(uintptr(ns.FD()), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate descriptor of namespace %s: %w", ns.Name(), err)
-	}
+func openTPROXY(socks *sockets) (*tproxy, error) {
 	// The numbers are only good within one transaction. They are given here
 	// because the library would draw them from a counter without a lock. The
 	// ports are a concatenation without ranges, which kernels before 5.6 know
 	// only without the flag that says so.
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}
 	t := &tproxy{
-		ns:    fd,
+		socks: socks,
 		table: table,
 		addrs: map[int]*nftables.Set{
 			4: {
@@ -63,51 +59,57 @@ func openTPROXY(ns Namespace, socks *sockets) (*tproxy, error) {
 		},
 		ports: &nftables.Set{Table: table, ID: 3, Name: "ports", KeyType: portKey},
 	}
-	if err := t.install(socks); err != nil {
-		unix.Close(fd)
+	if err := t.install(); err != nil {
 		return nil, explainTPROXY(err)
 	}
 	return t, nil
 }
 
-// dial opens a connection for one transaction: an answer left over from a
-// failed one cannot confuse the next.
-func (t *tproxy) dial() (*nftables.Conn, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(t.ns), nftables.WithSockOptions(func(c *netlink.Conn) error {
+// transact fills and commits one transaction, over a connection of its own: an
+// answer left over from a failed one cannot confuse the next.
+func (t *tproxy) transact(fill func(*nftables.Conn) error) error {
+	ns, err := t.socks.namespace()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ns)
+	conn, err := nftables.New(nftables.WithNetNSFd(ns), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(nftBuffer), c.SetWriteBuffer(nftBuffer),
 			c.SetDeadline(time.Now().Add(nftTimeout)))
 	}))
 	if err != nil {
-		return nil, fmt.Errorf("connect to nftables: %w", err)
+		return fmt.Errorf("connect to nftables: %w", err)
 	}
-	return conn, nil
+	if err := fill(conn); err != nil {
+		return err
+	}
+	return conn.Flush()
 }
 
 // install makes the table with empty sets, in place of one that a killed
 // process may have left.
-func (t *tproxy) install(socks *sockets) error {
-	conn, err := t.dial()
-	if err != nil {
-		return err
-	}
-	conn.AddTable(t.table) // so that deleting it never fails
-	conn.DelTable(t.table)
-	conn.AddTable(t.table)
-	policy := nftables.ChainPolicyAccept
-	chain := conn.AddChain(&nftables.Chain{
-		Table: t.table, Name: "prerouting", Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, Policy: &policy,
-	})
-	for _, set := range []*nftables.Set{t.addrs[4], t.addrs[16], t.ports} {
-		if err := conn.AddSet(set, nil); err != nil {
-			return fmt.Errorf("add set %s: %w", set.Name, err)
+func (t *tproxy) install() error {
+	err := t.transact(func(conn *nftables.Conn) error {
+		conn.AddTable(t.table) // so that deleting it never fails
+		conn.DelTable(t.table)
+		conn.AddTable(t.table)
+		policy := nftables.ChainPolicyAccept
+		chain := conn.AddChain(&nftables.Chain{
+			Table: t.table, Name: "prerouting", Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, Policy: &policy,
+		})
+		for _, set := range []*nftables.Set{t.addrs[4], t.addrs[16], t.ports} {
+			if err := conn.AddSet(set, nil); err != nil {
+				return fmt.Errorf("add set %s: %w", set.Name, err)
+			}
 		}
-	}
-	conn.AddRule(&nftables.Rule{Table: t.table, Chain: chain, Exprs: t.rule(unix.NFPROTO_IPV4, socks)})
-	if socks.family == unix.AF_INET6 {
-		conn.AddRule(&nftables.Rule{Table: t.table, Chain: chain, Exprs: t.rule(unix.NFPROTO_IPV6, socks)})
-	}
-	if err := conn.Flush(); err != nil {
+		conn.AddRule(&nftables.Rule{Table: t.table, Chain: chain, Exprs: t.rule(unix.NFPROTO_IPV4)})
+		if t.socks.family == unix.AF_INET6 {
+			conn.AddRule(&nftables.Rule{Table: t.table, Chain: chain, Exprs: t.rule(unix.NFPROTO_IPV6)})
+		}
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("install table %s: %w", TableName, err)
 	}
 	return nil
@@ -133,7 +135,7 @@ const (
 //
 // The address is named in "tproxy to": without it the kernel would look for a
 // listener at an address of the interface.
-func (t *tproxy) rule(family byte, socks *sockets) []expr.Any {
+func (t *tproxy) rule(family byte) []expr.Any {
 	offset, set, loopback := uint32(16), t.addrs[4], loopback4.AsSlice()
 	if family == unix.NFPROTO_IPV6 {
 		mapped := loopback4.As16()
@@ -153,7 +155,7 @@ func (t *tproxy) rule(family byte, socks *sockets) []expr.Any {
 		&expr.Payload{DestRegister: reg32 + 2, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Lookup{SourceRegister: reg32, SetName: t.ports.Name, SetID: t.ports.ID},
 		&expr.Immediate{Register: reg128, Data: loopback},
-		&expr.Immediate{Register: reg32, Data: binaryutil.BigEndian.PutUint16(socks.port)},
+		&expr.Immediate{Register: reg32, Data: binaryutil.BigEndian.PutUint16(t.socks.port)},
 		&expr.TProxy{Family: family, TableFamily: unix.NFPROTO_INET, RegAddr: reg128, RegPort: reg32},
 		&expr.Verdict{Kind: expr.VerdictAccept},
 	}
@@ -173,18 +175,11 @@ func explainTPROXY(err error) error {
 }
 
 func (t *tproxy) close() error {
-	conn, err := t.dial()
-	if err == nil {
-		conn.DelTable(t.table)
-		err = conn.Flush()
+	err := t.transact(func(conn *nftables.Conn) error { conn.DelTable(t.table); return nil })
+	if err != nil && !errors.Is(err, unix.ENOENT) { // that is: someone was faster
+		return fmt.Errorf("delete table %s: %w", TableName, err)
 	}
-	if errors.Is(err, unix.ENOENT) {
-		err = nil // someone was faster
-	}
-	if err != nil {
-		err = fmt.Errorf("delete table %s: %w", TableName, err)
-	}
-	return errors.Join(err, unix.Close(t.ns))
+	return nil
 }
 
 // apply makes the change in one transaction, all of it or nothing, but for the
@@ -194,7 +189,7 @@ func (t *tproxy) apply(ctx context.Context, cur *state, c change) (int, error) {
 	first.dropPorts = nil
 	second := change{dropPorts: c.dropPorts, tags: c.tags, last: c.last}
 	writes, err := t.commit(ctx, cur, first)
-	if err != nil {
+	if err != nil || len(c.dropPorts) == 0 {
 		return writes, err
 	}
 	more, err := t.commit(ctx, cur, second)
@@ -222,24 +217,19 @@ func (t *tproxy) commit(ctx context.Context, cur *state, c change) (int, error) 
 }
 
 func (t *tproxy) write(gone, added []span, closed, opened []tagPort) error {
-	conn, err := t.dial()
-	if err != nil {
-		return err
-	}
-	// Deletions first: an interval may only be added where none is.
-	for size, set := range t.addrs {
-		if err := errors.Join(
-			send(conn.SetDeleteElements, set, ofSize(gone, size), spanElements),
-			send(conn.SetAddElements, set, ofSize(added, size), spanDataElements)); err != nil {
-			return err
+	err := t.transact(func(conn *nftables.Conn) error {
+		// Deletions first: an interval may only be added where none is.
+		var errs []error
+		for size, set := range t.addrs {
+			errs = append(errs,
+				send(conn.SetDeleteElements, set, ofSize(gone, size), spanElements),
+				send(conn.SetAddElements, set, ofSize(added, size), spanDataElements))
 		}
-	}
-	if err := errors.Join(
-		send(conn.SetDeleteElements, t.ports, closed, portElement),
-		send(conn.SetAddElements, t.ports, opened, portElement)); err != nil {
-		return err
-	}
-	if err := conn.Flush(); err != nil {
+		return errors.Join(append(errs,
+			send(conn.SetDeleteElements, t.ports, closed, portElement),
+			send(conn.SetAddElements, t.ports, opened, portElement))...)
+	})
+	if err != nil {
 		return fmt.Errorf("change table %s: %w", TableName, err)
 	}
 	return nil

@@ -19,6 +19,7 @@ const (
 	Transparent Feature = "transparent sockets" // dialing as the intruder
 	SKLookup    Feature = "sk_lookup"           // steering
 	TPROXY      Feature = "TPROXY"              // steering
+	IPTables    Feature = "iptables and ipset"  // steering
 )
 
 // Result is what trying a feature came to.

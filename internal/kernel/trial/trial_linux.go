@@ -88,6 +88,7 @@ func Run(ctx context.Context) []Result {
 	support := steer.Probe()
 	add(SKLookup, support.SKLookup)
 	add(TPROXY, support.TPROXY)
+	add(IPTables, support.IPTables)
 	return out
 }
 
