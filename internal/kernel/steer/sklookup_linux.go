@@ -142,6 +142,9 @@ func (k *skLookup) apply(ctx context.Context, cur *state, c change) (int, error)
 	}
 	k.writePrefixes(&run, cur, prefixes)
 	k.deletePrefixes(&run, cur, c.dropPrefixes)
+	if len(c.setPrefixes)+len(c.dropPrefixes) > 0 && len(c.dropPorts) > 0 {
+		awaitLookups()
+	}
 	k.deletePorts(&run, cur, unused(cur, c, run.failed))
 	if run.err == nil {
 		for group := range cur.tags {

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
 )
@@ -93,6 +96,16 @@ func backendOf[B backend](b B, err error) (backend, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// awaitLookups returns when every packet that was being looked up is done. A
+// lookup takes two steps, and a processor may be taken away from it in between:
+// the ports of the group that the first step found must still be there.
+func awaitLookups() {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL, which is a grace period of RCU
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		time.Sleep(20 * time.Millisecond) // refused on kernels with nohz_full
+	}
 }
 
 // Mode returns the mechanism in use.

@@ -192,6 +192,7 @@ func (t *tproxy) apply(ctx context.Context, cur *state, c change) (int, error) {
 	if err != nil || len(c.dropPorts) == 0 {
 		return writes, err
 	}
+	awaitLookups()
 	more, err := t.commit(ctx, cur, second)
 	return writes + more, err
 }
