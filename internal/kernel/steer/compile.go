@@ -59,8 +59,8 @@ type limits struct {
 }
 
 // A prefix costs about 100 bytes of kernel memory and only once it is there. A
-// hash costs 16 bytes for each entry it might hold, from the start, in each
-// segment: hence bitmaps, and no more of them than this.
+// hash costs 16 bytes for each entry it might hold, from the start: hence bitmaps,
+// no more of them than this, and a table that grows.
 var defaultLimits = limits{prefixes: 1 << 20, slots: 1 << 16, members: 1 << 21}
 
 // desired is a checked Apply argument.

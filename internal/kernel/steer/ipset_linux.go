@@ -22,6 +22,7 @@ const (
 	ipsetDestroy = 3
 	ipsetAdd     = 9
 	ipsetDel     = 10
+	ipsetHeader  = 12
 
 	attrProtocol = 1
 	attrSetName  = 2
@@ -115,6 +116,10 @@ func (c *ipsetConn) create(set *ipset, maxElem uint32) error {
 	}
 	return nil
 }
+
+// has tells whether there is such a set, of whatever type. No other question is
+// as cheap: even to destroy what is not there takes a grace period of RCU.
+func (c *ipsetConn) has(set *ipset) bool { return c.request(ipsetHeader, set, 0, nil) == nil }
 
 // destroy removes the set if it is there. A rule that was deleted through
 // nftables lets go of its set a little later.

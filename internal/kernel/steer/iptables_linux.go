@@ -56,7 +56,7 @@ func newIPTables(socks *sockets, lim limits) *ipTables {
 func openIPTables(socks *sockets, lim limits) (*ipTables, error) {
 	x := newIPTables(socks, lim)
 	if err := x.dropStale(); err != nil {
-		return nil, explainIPTables(err)
+		return nil, err
 	}
 	var errs []error
 	for _, variant := range variants {
@@ -77,27 +77,28 @@ func openIPTables(socks *sockets, lim limits) (*ipTables, error) {
 
 // dropStale removes what a killed process has left. Every mechanism has to: a
 // rule of this one drops what it finds no socket for. Sets are made before all
-// else and destroyed after it, and a set without a rule goes at once.
+// else and destroyed after it, so that one is there wherever anything is.
 func (x *ipTables) dropStale() error {
+	stale := false
 	err := x.withSets(func(c *ipsetConn) error {
 		for _, f := range x.families {
-			if err := c.request(ipsetDestroy, &f.set, 0, nil); errors.Is(err, errIPSetBusy) {
-				return err
-			}
+			stale = stale || c.has(&f.set)
 		}
-		return nil // neither does a kernel without sets have any
+		return nil
 	})
-	if !errors.Is(err, errIPSetBusy) {
-		return err
+	if err != nil || !stale {
+		return nil // a kernel that cannot be asked has no sets
 	}
 	var errs []error
 	for _, variant := range variants {
-		if err := x.findPrograms(variant); err == nil {
-			errs = append(errs, x.close())
-			if errs[len(errs)-1] == nil {
-				return nil
-			}
+		err := x.findPrograms(variant)
+		if err == nil {
+			err = x.close()
 		}
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
 	}
 	return fmt.Errorf("remove the rules of a decoynet that was killed: %w", errors.Join(errs...))
 }

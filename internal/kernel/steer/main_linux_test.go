@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(userNamespaceEnv) != "" {
 		os.Exit(inUserNamespace())
 	}
+	if path := os.Getenv(steeredNamespaceEnv); path != "" {
+		os.Exit(steerUntilKilled(path))
+	}
 	// The runtime opens its poller with the first socket and keeps it.
 	warmUp()
 	before := descriptors()

@@ -49,6 +49,10 @@ type change struct {
 	last         tag
 }
 
+func (c *change) empty() bool {
+	return len(c.openPorts)+len(c.setPrefixes)+len(c.dropPrefixes)+len(c.dropPorts) == 0
+}
+
 // plan computes a change that no packet sees half of: if its entries are
 // written one by one, each (address, transport, port) is as it was up to one
 // entry, and as it shall be from there on.
@@ -184,6 +188,15 @@ func (s *state) after(c change) *state {
 		next.dropPort(e)
 	}
 	return next
+}
+
+// slots returns how many entries the port table holds.
+func (s *state) slots() int {
+	n := 0
+	for _, set := range s.ports {
+		n += len(set)
+	}
+	return n
 }
 
 func (s *state) status() Status {

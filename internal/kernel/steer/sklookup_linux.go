@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -45,51 +46,158 @@ func blockOf(e portEntry) blockKey {
 
 // skLookup steers by a BPF program on the namespace.
 type skLookup struct {
-	objs    programObjects
-	link    *link.NetNsLink
+	socks *sockets
+	lim   limits
+	room  int // entries that the kernel's port table takes
+	// Link and tables are pinned, so that they take no descriptors; where that
+	// cannot be, held keeps them.
+	pinned skPaths
+	held   *skObjects
+
 	noBatch bool // the kernel's maps take one entry a call
 }
 
+// skPaths are the names of what is pinned.
+type skPaths struct{ link, addrs, ports string }
+
+// skObjects are descriptors of what the kernel has.
+type skObjects struct {
+	link         link.Link
+	addrs, ports *ebpf.Map
+}
+
+// The port table begins small and grows: a hash costs 16 bytes for each entry it
+// might hold, from the start, and most segments have a few dozen.
+const firstRoom = 256
+
 func openSKLookup(socks *sockets, lim limits) (*skLookup, error) {
-	ns, err := socks.namespace()
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(ns)
-	k, err := loadSKLookup(socks, lim)
+	k := &skLookup{socks: socks, lim: lim, room: min(firstRoom, 2*lim.slots)}
+	objs, err := k.load(k.room, nil)
 	if err != nil {
 		return nil, explainSKLookup(err)
 	}
-	if k.link, err = link.AttachNetNs(ns, k.objs.DecoynetSteer); err != nil {
-		k.objs.Close()
-		return nil, explainSKLookup(fmt.Errorf("attach BPF program: %w", err))
+	defer objs.DecoynetSteer.Close() // the link keeps it
+	defer objs.DecoynetSocks.Close() // the program keeps it
+	o := &skObjects{addrs: objs.DecoynetAddrs, ports: objs.DecoynetPorts}
+	if o.link, err = k.attach(objs.DecoynetSteer); err != nil {
+		return nil, explainSKLookup(errors.Join(err, o.close()))
 	}
-	return k, nil
+	if k.pinned, err = o.pin(); err != nil {
+		k.held = o // older kernels, user namespaces
+		return k, nil
+	}
+	return k, o.close()
 }
 
-func loadSKLookup(socks *sockets, lim limits) (*skLookup, error) {
+// load makes a program with a port table of so many entries. The address table
+// is a new one where none is given.
+func (k *skLookup) load(room int, addrs *ebpf.Map) (*programObjects, error) {
 	// Kernels before 5.11 charge maps to the locked memory of the process.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
 	}
-	spec, err := loadProgram()
+	spec, err := programSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read BPF program: %w", err)
 	}
-	// Twice the limits: old and new entries stand side by side in a change.
-	spec.Maps[programMapDecoynetAddrs].MaxEntries = uint32(2 * lim.prefixes)
-	spec.Maps[programMapDecoynetPorts].MaxEntries = uint32(2 * lim.slots)
-	k := &skLookup{}
-	if err := spec.LoadAndAssign(&k.objs, nil); err != nil {
+	spec = spec.Copy()
+	// Twice the limit: old and new entries stand side by side in a change.
+	spec.Maps[programMapDecoynetAddrs].MaxEntries = uint32(2 * k.lim.prefixes)
+	spec.Maps[programMapDecoynetPorts].MaxEntries = uint32(room)
+	var options ebpf.CollectionOptions
+	if addrs != nil {
+		options.MapReplacements = map[string]*ebpf.Map{programMapDecoynetAddrs: addrs}
+	}
+	objs := &programObjects{}
+	if err := spec.LoadAndAssign(objs, &options); err != nil {
 		return nil, fmt.Errorf("load BPF program: %w", err)
 	}
-	for i, fd := range []int{socks.tcp[0], socks.udp[0]} {
-		if err := k.objs.DecoynetSocks.Update(uint32(i), uint64(fd), ebpf.UpdateAny); err != nil {
-			k.objs.Close()
-			return nil, fmt.Errorf("put socket into sockmap: %w", err)
+	for i, fd := range []int{k.socks.tcp[0], k.socks.udp[0]} {
+		if err := objs.DecoynetSocks.Update(uint32(i), uint64(fd), ebpf.UpdateAny); err != nil {
+			return nil, errors.Join(fmt.Errorf("put socket into sockmap: %w", err), objs.Close())
 		}
 	}
-	return k, nil
+	return objs, nil
+}
+
+// programSpec is parsed once; it is not to be changed.
+//
+// The maps go without their types, which only tools that print maps would read: a
+// kernel refuses a sockmap with types, and takes a grace period of RCU to do so,
+// some 20 ms for each segment; for the others each type is one more load.
+var programSpec = sync.OnceValues(func() (*ebpf.CollectionSpec, error) {
+	spec, err := loadProgram()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range spec.Maps {
+		m.Key, m.Value = nil, nil
+	}
+	return spec, nil
+})
+
+func (k *skLookup) attach(program *ebpf.Program) (link.Link, error) {
+	ns, err := k.socks.namespace()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ns)
+	l, err := link.AttachNetNs(ns, program)
+	if err != nil {
+		return nil, fmt.Errorf("attach BPF program: %w", err)
+	}
+	return l, nil
+}
+
+// pin gives the objects names; after an error none has one.
+func (o *skObjects) pin() (skPaths, error) {
+	if err := pins.hold(); err != nil {
+		return skPaths{}, err
+	}
+	p := skPaths{link: pins.path("link"), addrs: pins.path("addrs"), ports: pins.path("ports")}
+	if err := errors.Join(o.link.Pin(p.link), o.addrs.Pin(p.addrs), o.ports.Pin(p.ports)); err != nil {
+		return skPaths{}, errors.Join(err, p.unpin())
+	}
+	return p, nil
+}
+
+func (p skPaths) unpin() error {
+	return errors.Join(unpin(p.link, p.addrs, p.ports), pins.drop())
+}
+
+// objects opens link and tables; release closes what objects opened.
+func (k *skLookup) objects() (*skObjects, error) {
+	if k.held != nil {
+		return k.held, nil
+	}
+	o := &skObjects{}
+	var errs [3]error
+	o.link, errs[0] = link.LoadPinnedLink(k.pinned.link, nil)
+	o.addrs, errs[1] = ebpf.LoadPinnedMap(k.pinned.addrs, nil)
+	o.ports, errs[2] = ebpf.LoadPinnedMap(k.pinned.ports, nil)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, errors.Join(fmt.Errorf("open pinned BPF objects: %w", err), o.close())
+	}
+	return o, nil
+}
+
+func (k *skLookup) release(o *skObjects) error {
+	if o == k.held {
+		return nil
+	}
+	return o.close()
+}
+
+func (o *skObjects) close() error {
+	var errs []error
+	if o.link != nil {
+		errs = append(errs, o.link.Close())
+	}
+	errs = append(errs, o.addrs.Close(), o.ports.Close()) // nil maps close as well
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close BPF objects: %w", err)
+	}
+	return nil
 }
 
 // explainSKLookup tells a kernel without the feature from other failures, by
@@ -108,24 +216,92 @@ func explainSKLookup(err error) error {
 	return err
 }
 
-func (k *skLookup) close() error {
-	// The link first: without its program the sockets are out of reach.
+func (k *skLookup) close() (err error) {
+	// The link first: without its program the sockets are out of reach. It is
+	// detached by name, as its last descriptor may live on in a child process
+	// that is just being started.
 	var errs []error
-	if err := k.link.Close(); err != nil {
+	if k.held == nil {
+		defer func() { err = errors.Join(err, k.pinned.unpin()) }()
+	}
+	o, err := k.objects()
+	if err != nil {
+		return err
+	}
+	if err := o.link.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
 		errs = append(errs, fmt.Errorf("detach BPF program: %w", err))
 	}
-	if err := k.objs.Close(); err != nil {
-		errs = append(errs, fmt.Errorf("close BPF program: %w", err))
+	return errors.Join(append(errs, o.close())...)
+}
+
+// grow makes room for n port entries, by way of a second program with a larger
+// table that takes the place of the first one: no lookup finds either without.
+// Where the limit is reached, the entries that do not fit will fail one by one.
+func (k *skLookup) grow(o *skObjects, cur *state, n int) error {
+	room := k.room
+	for room < n && room < 2*k.lim.slots {
+		room = min(2*room, 2*k.lim.slots)
 	}
-	return errors.Join(errs...)
+	if room == k.room {
+		return nil
+	}
+	objs, err := k.load(room, o.addrs)
+	if err != nil {
+		return fmt.Errorf("grow the port table to %d entries: %w", room, err)
+	}
+	defer objs.DecoynetSteer.Close()
+	defer objs.DecoynetSocks.Close()
+	defer objs.DecoynetAddrs.Close()
+	if err := k.replace(o, cur, objs); err != nil {
+		return errors.Join(fmt.Errorf("grow the port table to %d entries: %w", room, err), objs.DecoynetPorts.Close())
+	}
+	old := o.ports
+	o.ports, k.room = objs.DecoynetPorts, room
+	return old.Close()
+}
+
+// replace fills the new program's port table, then puts the program in place.
+func (k *skLookup) replace(o *skObjects, cur *state, objs *programObjects) error {
+	for t, set := range cur.ports {
+		for at, bits := range set {
+			if err := objs.DecoynetPorts.Update(blockOf(portEntry{tag: t, slot: at}), bits, ebpf.UpdateAny); err != nil {
+				return fmt.Errorf("copy ports: %w", err)
+			}
+		}
+	}
+	path := ""
+	if k.held == nil {
+		path = pins.path("ports")
+		if err := objs.DecoynetPorts.Pin(path); err != nil {
+			return fmt.Errorf("pin ports: %w", err)
+		}
+	}
+	if err := o.link.Update(objs.DecoynetSteer); err != nil {
+		return errors.Join(fmt.Errorf("replace BPF program: %w", err), unpin(path))
+	}
+	old := k.pinned.ports
+	k.pinned.ports = path
+	_ = unpin(old) // a name too many does no harm
+	return nil
 }
 
 // apply writes the change in its order. A group whose ports are not all in gets
 // none of its new prefixes; and ports stay while a prefix leads to them.
-func (k *skLookup) apply(ctx context.Context, cur *state, c change) (int, error) {
+func (k *skLookup) apply(ctx context.Context, cur *state, c change) (writes int, err error) {
 	run := progress{ctx: ctx, failed: map[uint32]*GroupError{}}
 	cur.last = c.last
-	k.writePorts(&run, cur, c.openPorts)
+	w := skWriter{skObjects: &skObjects{}, progress: &run, cur: cur, noBatch: &k.noBatch}
+	if !c.empty() {
+		if w.skObjects, err = k.objects(); err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, k.release(w.skObjects)) }()
+		if ctx.Err() == nil {
+			// Where memory is short, the groups that do not fit say so.
+			err = k.grow(w.skObjects, cur, cur.slots()+len(c.openPorts))
+		}
+	}
+	w.writePorts(c.openPorts)
 	for group, t := range c.tags {
 		if run.failed[group] == nil && run.err == nil {
 			cur.tags[group] = t
@@ -140,12 +316,12 @@ func (k *skLookup) apply(ctx context.Context, cur *state, c change) (int, error)
 			}
 		}
 	}
-	k.writePrefixes(&run, cur, prefixes)
-	k.deletePrefixes(&run, cur, c.dropPrefixes)
+	w.writePrefixes(prefixes)
+	w.deletePrefixes(c.dropPrefixes)
 	if len(c.setPrefixes)+len(c.dropPrefixes) > 0 && len(c.dropPorts) > 0 {
 		awaitLookups()
 	}
-	k.deletePorts(&run, cur, unused(cur, c, run.failed))
+	w.deletePorts(unused(cur, c, run.failed))
 	if run.err == nil {
 		for group := range cur.tags {
 			if _, stays := c.tags[group]; !stays {
@@ -153,7 +329,7 @@ func (k *skLookup) apply(ctx context.Context, cur *state, c change) (int, error)
 			}
 		}
 	}
-	return run.writes, run.errors()
+	return run.writes, errors.Join(err, run.errors())
 }
 
 // unused returns the port entries that may go. After a failure these are not
@@ -184,122 +360,4 @@ func unused(cur *state, c change, failed map[uint32]*GroupError) []portEntry {
 		}
 	}
 	return out
-}
-
-func (k *skLookup) writePorts(run *progress, cur *state, entries []portEntry) {
-	keys, values := make([]blockKey, len(entries)), make([]bitmap, len(entries))
-	for i, e := range entries {
-		keys[i], values[i] = blockOf(e), e.bits
-	}
-	m := k.objs.DecoynetPorts
-	k.each(run, len(entries),
-		func(from, to int) (int, error) { return m.BatchUpdate(keys[from:to], values[from:to], nil) },
-		func(i int) error { return m.Update(keys[i], values[i], ebpf.UpdateAny) },
-		func(i int, err error) { run.note(entries[i].group, err, func() { cur.setPort(entries[i]) }) })
-}
-
-func (k *skLookup) deletePorts(run *progress, cur *state, entries []portEntry) {
-	keys := make([]blockKey, len(entries))
-	for i, e := range entries {
-		keys[i] = blockOf(e)
-	}
-	m := k.objs.DecoynetPorts
-	k.each(run, len(entries),
-		func(from, to int) (int, error) { return m.BatchDelete(keys[from:to], nil) },
-		func(i int) error { return m.Delete(keys[i]) },
-		func(i int, err error) { run.note(entries[i].group, err, func() { cur.dropPort(entries[i]) }) })
-}
-
-func (k *skLookup) writePrefixes(run *progress, cur *state, entries []prefixEntry) {
-	keys, values := make([]addressKey, len(entries)), make([]uint32, len(entries))
-	for i, e := range entries {
-		keys[i], values[i] = keyOf(e.prefix), uint32(e.tag)
-	}
-	m := k.objs.DecoynetAddrs
-	k.each(run, len(entries),
-		func(from, to int) (int, error) { return m.BatchUpdate(keys[from:to], values[from:to], nil) },
-		func(i int) error { return m.Update(keys[i], values[i], ebpf.UpdateAny) },
-		func(i int, err error) { run.note(entries[i].group, err, func() { cur.setPrefix(entries[i]) }) })
-}
-
-func (k *skLookup) deletePrefixes(run *progress, cur *state, entries []prefixEntry) {
-	keys := make([]addressKey, len(entries))
-	for i, e := range entries {
-		keys[i] = keyOf(e.prefix)
-	}
-	m := k.objs.DecoynetAddrs
-	k.each(run, len(entries),
-		func(from, to int) (int, error) { return m.BatchDelete(keys[from:to], nil) },
-		func(i int) error { return m.Delete(keys[i]) },
-		func(i int, err error) { run.note(entries[i].group, err, func() { cur.dropPrefix(entries[i]) }) })
-}
-
-// batchSize bounds how long one call keeps the kernel, and how much is written
-// after the context is done.
-const batchSize = 4096
-
-// each writes n entries in their order, by batch where the kernel can, and tells
-// done of each. A failing entry does not stop those behind it.
-func (k *skLookup) each(run *progress, n int, batch func(from, to int) (int, error), one func(i int) error,
-	done func(i int, err error),
-) {
-	for i := 0; i < n; {
-		if run.err == nil {
-			run.err = run.ctx.Err()
-		}
-		if run.err != nil {
-			return
-		}
-		to := min(i+batchSize, n)
-		if k.noBatch {
-			for ; i < to; i++ {
-				done(i, one(i))
-			}
-			continue
-		}
-		wrote, err := batch(i, to)
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			k.noBatch = true // before 5.6 and, for the trie, before 5.14
-			continue
-		}
-		for end := min(i+wrote, to); i < end; i++ {
-			done(i, nil)
-		}
-		if err != nil && i < to {
-			// The batch ends at the entry at fault; alone it gives its own error.
-			done(i, one(i))
-			i++
-		}
-	}
-}
-
-// progress is the outcome of a change so far.
-type progress struct {
-	ctx    context.Context
-	err    error // the context's: nothing more is written
-	failed map[uint32]*GroupError
-	writes int
-}
-
-func (p *progress) note(group uint32, err error, written func()) {
-	switch {
-	case err == nil:
-		p.writes++
-		written()
-	case errors.Is(err, ebpf.ErrKeyNotExist): // deleting what is not there
-		written()
-	case p.failed[group] == nil:
-		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
-			err = fmt.Errorf("%w: %w", ErrFull, err)
-		}
-		p.failed[group] = &GroupError{group, err}
-	}
-}
-
-func (p *progress) errors() error {
-	errs := []error{p.err}
-	for _, err := range p.failed {
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }

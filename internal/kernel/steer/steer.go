@@ -21,7 +21,8 @@
 // sk_lookup (Linux 5.9): a BPF program that the kernel asks for a listener when
 // it found no established or connected socket. Prefixes are in an LPM trie, port
 // sets in a hash of bitmaps of 512 ports, the sockets in a sockmap. The program
-// hangs on the namespace by a link that is not pinned: it ends with the process.
+// hangs on the namespace by a link that is pinned, like the tables, in a BPF file
+// system which is mounted nowhere: see pinDir. It ends with the process.
 //
 // TPROXY (Linux 4.19): an nftables table of ours in the namespace, an interval
 // map of addresses and a hash set of ports. Nested prefixes are flattened to
@@ -44,6 +45,9 @@
 // reuse.)
 //
 // # The sockets
+//
+// They are all the descriptors that a segment takes: one can be had from them
+// when it is needed of the namespace (SIOCGSKNS), and of what is pinned.
 //
 // All are dual-stack IPv6 sockets bound to ::ffff:127.0.0.1 and a port of the
 // kernel's choice. Such an address is in no packet from a wire (it is martian),

@@ -350,11 +350,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		before := descriptors()
 		s := l.steer(t, Config{Mode: mode, Sockets: 2})
 		apply(t, s, group(1, "192.0.2.100 2001:db8::d:1 80 53/udp"))
-		var inode unix.Stat_t
-		if err := unix.Fstat(l.decoys.fd, &inode); err != nil {
-			t.Fatal(err)
-		}
-		ours := fmt.Sprintf("netns_ino %d ", inode.Ino)
+		ours := l.decoys.linkLine(t)
 		linked := strings.Contains(run(t, "bpftool", "link", "list"), ours)
 		tabled := strings.Contains(l.decoys.in(t, "nft", "list", "tables"), "table inet decoynet-steer")
 		chained := strings.Contains(l.decoys.in(t, "iptables-save"), ":decoynet-steer ") &&
