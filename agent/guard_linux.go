@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"decoynet/deception"
 	"decoynet/internal/kernel/firewall"
 )
 
@@ -50,7 +51,10 @@ func hasAddress(name string) bool {
 // limit bounds the segment's answers. A kernel that has no nftables for ARP is
 // no reason to have no segment.
 func (s *segment) limit(ctx context.Context) error {
-	_, err := firewall.ApplyLimits(ctx, s.ns, firewall.Limits{ARP: arpRate})
+	_, err := firewall.ApplyLimits(ctx, s.ns, firewall.Limits{
+		ARP: arpRate, Yield: s.plan.segment.Claim != deception.ClaimUnchecked,
+		IPv6: slices.ContainsFunc(s.plan.segment.Subnets, func(sub deception.Subnet) bool { return sub.Prefix.Addr().Is6() }),
+	})
 	s.warnings = nil
 	for _, missing := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, missing) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"decoynet/internal/kernel/conntrack"
 	"decoynet/internal/kernel/firewall"
 	"decoynet/internal/kernel/link"
+	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/route"
 )
 
@@ -39,6 +41,7 @@ type kernelPath struct {
 	segment  string
 	cfg      Config
 	node     string
+	ns       *netns.NS
 	listener *conntrack.Listener
 	stop     context.CancelFunc
 	done     chan struct{}
@@ -121,13 +124,16 @@ func (s *segment) openKernelPath() (*kernelPath, error) {
 		segment: s.name, cfg: s.agent.cfg, node: s.agent.state.Node, stop: stop, done: make(chan struct{}),
 		table: s.agent.table, tracker: conntrack.NewTracker(), sessions: map[flowKey]boundFlow{},
 	}
-	listener, err := conntrack.Listen(ctx, s.ns, k.observe)
-	if err != nil {
+	var err error
+	if k.ns, err = netns.Open(netns.SegmentName(s.name)); err != nil {
 		stop()
 		return nil, err
 	}
-	k.listener = listener
-	go k.follow(ctx, s.ns)
+	if k.listener, err = conntrack.Listen(ctx, k.ns, k.observe); err != nil {
+		stop()
+		return nil, errors.Join(err, k.ns.Close())
+	}
+	go k.follow(ctx, k.ns)
 	return k, nil
 }
 
@@ -137,7 +143,7 @@ func (s *segment) closeKernelPath(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	if s.ns != nil {
+	if s.ns != nil { // else there is no namespace any more
 		_, err = firewall.RemoveKernelPath(ctx, s.agent.host, s.ns, firewall.KernelPath{
 			Index: uint16(s.plan.index), HostLink: link.HostName(s.name),
 		})
@@ -276,6 +282,7 @@ func (k *kernelPath) close() {
 	if err := k.listener.Wait(); err != nil {
 		k.cfg.Log.Warn("events of the kernel path", "segment", k.segment, slog.Any("error", err))
 	}
+	_ = k.ns.Close() // a descriptor; nothing is lost
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.facts = k.tracker.Sync(k.facts[:0], nil, time.Now())

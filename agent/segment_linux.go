@@ -35,7 +35,7 @@ type segment struct {
 	tapLink int
 	applied []deception.AddrRange // the addresses that the kernel was told of
 
-	ns       *netns.NS
+	ns       *netns.NS // nil but while something is applied: hundreds of segments would hold hundreds of descriptors
 	steering *steer.Steering
 	listener *relay.Listener
 	kernel   *kernelPath
@@ -82,11 +82,10 @@ func (s *segment) apply(ctx context.Context, p segmentPlan) error {
 
 func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) error {
 	p := &s.plan
-	if s.ns == nil {
-		if err := s.open(); err != nil {
-			return err
-		}
+	if err := s.open(); err != nil {
+		return err
 	}
+	defer s.close()
 	if p.link.Uplink {
 		// Before the namespace forwards, so that it never forwards what it should not.
 		if err := s.applyKernelPath(ctx); err != nil {
@@ -118,7 +117,7 @@ func (s *segment) open() error {
 		return fmt.Errorf("make network namespace: %w", err)
 	}
 	var adopted []deception.AddrRange
-	if !created {
+	if !created && s.watch == nil {
 		if adopted, err = route.Held(ns); err != nil {
 			return errors.Join(err, ns.Close())
 		}
@@ -128,6 +127,14 @@ func (s *segment) open() error {
 		s.watch = newWatcher(s.agent, s.name, adopted)
 	}
 	return nil
+}
+
+// close lets go of the namespace.
+func (s *segment) close() {
+	if s.ns != nil {
+		_ = s.ns.Close() // a descriptor; nothing is lost
+		s.ns = nil
+	}
 }
 
 // claim says what addresses the segment is to have.
@@ -176,6 +183,11 @@ func (s *segment) applyHeld(ctx context.Context) error {
 	if !changed || s.removed || s.linkStatus.Index == 0 {
 		return nil
 	}
+	if err := s.open(); err != nil {
+		s.settled = false
+		return err
+	}
+	defer s.close()
 	if err := s.applyRoutes(ctx, held); err != nil {
 		s.settled = false // and so tried again
 		return err
@@ -210,7 +222,7 @@ func (s *segment) openSteering(mode deception.Steering) error {
 	if err != nil {
 		return fmt.Errorf("open steering: %w", err)
 	}
-	listener := &relay.Listener{Name: s.name, Socket: s.socket}
+	listener := &relay.Listener{Name: s.name, Socket: func(domain, typ int) (int, error) { return s.agent.socket(steering, domain, typ) }}
 	if err := s.agent.cfg.Engine.Add(listener, steering.TCP(), steering.UDP()); err != nil {
 		return errors.Join(err, steering.Close())
 	}
@@ -231,12 +243,17 @@ func (s *segment) closeSteering() error {
 	return nil
 }
 
-// socket makes a socket inside the segment's namespace. It runs on a relay
-// loop, whose thread is locked, and so may change the thread's namespace for
-// the length of one call.
-func (s *segment) socket(domain, typ int) (int, error) {
-	if err := unix.Setns(s.ns.FD(), unix.CLONE_NEWNET); err != nil {
-		return -1, fmt.Errorf("enter namespace of segment %s: %w", s.name, err)
+// socket makes a socket inside a steered namespace. It runs on a relay loop, whose
+// thread is locked, and so may change the thread's namespace for the length of one
+// call.
+func (a *Agent) socket(in *steer.Steering, domain, typ int) (int, error) {
+	ns, err := in.Namespace()
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(ns)
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		return -1, fmt.Errorf("enter a segment's namespace: %w", err)
 	}
 	fd, err := unix.Socket(domain, typ, 0)
 	if err == nil {
@@ -245,9 +262,9 @@ func (s *segment) socket(domain, typ int) (int, error) {
 			unix.Close(fd)
 		}
 	}
-	if back := unix.Setns(s.agent.host.FD(), unix.CLONE_NEWNET); back != nil {
+	if back := unix.Setns(a.host.FD(), unix.CLONE_NEWNET); back != nil {
 		// Every socket this thread made from now on would be in the wrong place.
-		panic(fmt.Sprintf("agent: return from namespace of segment %s: %v", s.name, back))
+		panic(fmt.Sprintf("agent: return from a segment's namespace: %v", back))
 	}
 	return fd, err
 }
@@ -258,9 +275,10 @@ func (s *segment) remove(ctx context.Context) error {
 	defer s.mu.Unlock()
 	errs := []error{s.closeSteering(), s.closeTap()}
 	s.agent.cfg.Engine.CloseFlows(func(f *relay.Flow) bool { return f.Listener.Name == s.name }, deception.EndShutdown)
-	errs = append(errs, s.closeKernelPath(ctx))
-	if s.ns != nil {
-		errs = append(errs, s.ns.Close(), netns.Delete(netns.SegmentName(s.name)))
+	if s.watch != nil { // else there is no namespace yet
+		errs = append(errs, s.open(), s.closeKernelPath(ctx))
+		s.close()
+		errs = append(errs, netns.Delete(netns.SegmentName(s.name)))
 	}
 	s.removed = true
 	errs = append(errs, link.Remove(ctx, s.agent.host, s.name))

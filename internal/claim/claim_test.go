@@ -126,7 +126,7 @@ func TestHostThatComesLater(t *testing.T) {
 		"one probe":                       {a100, Frame{Kind: ARPRequest, SourceMAC: hostMAC, TargetMAC: all, SenderMAC: hostMAC, Source: netip.IPv4Unspecified(), Target: a100}, true},
 		"one probe, no source":            {a100, Frame{Kind: ARPRequest, SourceMAC: hostMAC, TargetMAC: all, SenderMAC: hostMAC, Target: a100}, true},
 		"duplicate address detection":     {v6, Frame{Kind: Solicitation, SourceMAC: hostMAC, TargetMAC: MAC{0x33, 0x33, 0xff, 0, 1, 0}, Source: netip.IPv6Unspecified(), Target: v6}, true},
-		"a switch asks its host":           {a100, Frame{Kind: ARPRequest, SourceMAC: hostMAC, TargetMAC: nodeMAC, SenderMAC: hostMAC, Source: netip.IPv4Unspecified(), Target: a100}, false},
+		"a switch asks its host":          {a100, Frame{Kind: ARPRequest, SourceMAC: hostMAC, TargetMAC: nodeMAC, SenderMAC: hostMAC, Source: netip.IPv4Unspecified(), Target: a100}, false},
 		"solicitation for it":             {v6, Frame{Kind: Solicitation, SourceMAC: hostMAC, SenderMAC: hostMAC, Source: other6, Target: v6}, false},
 		"somebody else's reply elsewhere": {a100, answer(other, hostMAC), false},
 	} {

@@ -67,7 +67,7 @@ ip -6 rule show | grep "proto 142"
 ip -4 route show table all proto 142
 ip -6 route show table all proto 142
 ls /run/netns 2>/dev/null | grep ^decoynet-
-nft list tables | grep "inet decoynet"
+nft list tables | grep -w "decoynet"
 true`
 	out, err := exec.Command("sh", "-c", script).Output()
 	if err != nil {

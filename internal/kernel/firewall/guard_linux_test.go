@@ -107,3 +107,49 @@ func counterOf(t *testing.T, ns *testNS, name string) uint64 {
 	t.Fatalf("no counter %s", name)
 	return 0
 }
+
+// A machine that asks whether it may take an address is not told that it is
+// taken, and comes up with it; everybody else is answered.
+func TestYield(t *testing.T) {
+	seg, lan := newNS(t, "seg"), newNS(t, "lan")
+	seg.exec("ip link add lan0 type veth peer name eth0 netns " + lan.name + "; ip link set lan0 up; ip route add local 192.0.2.0/24 dev lo; ip addr add 2001:db8::7/128 dev lan0 nodad; ip addr add 2001:db8::8/128 dev lan0 nodad; ip addr add 2001:db8::1/64 dev lan0 nodad")
+	lan.exec("ip link set eth0 up; ip addr add 192.0.2.66/24 dev eth0; ip addr add 2001:db8::66/64 dev eth0 nodad; sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=1")
+	detects := func(address string) bool {
+		lan.exec("ip addr add " + address + "/64 dev eth0")
+		failed := false
+		eventually(t, "the end of duplicate address detection", func() bool {
+			shown := lan.exec("ip -6 -o addr show dev eth0 to " + address)
+			failed = strings.Contains(shown, "dadfailed")
+			return failed || !strings.Contains(shown, "tentative")
+		})
+		return failed
+	}
+	answered := func(how string) bool {
+		return strings.Contains(lan.exec("arping "+how+" -c 1 -w 1 -i eth0 192.0.2.7 || true"), " 1 packets received")
+	}
+	if !answered("-0") || !detects("2001:db8::7") {
+		t.Fatal("without the rule nobody is told that an address is taken: nothing is proved")
+	}
+	if _, err := ApplyLimits(context.Background(), seg, Limits{ARP: 1000, Yield: true, IPv6: true}); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := ApplyLimits(context.Background(), seg, Limits{ARP: 1000, Yield: true, IPv6: true}); err != nil || again.Changed {
+		t.Errorf("a repeat changes something: %+v, %v", again, err)
+	}
+	if answered("-0") {
+		t.Error("an ARP probe is answered")
+	}
+	if detects("2001:db8::8") {
+		t.Error("duplicate address detection is answered")
+	}
+	if !answered("") {
+		t.Error("an ordinary request is not answered")
+	}
+	lan.exec("ping -6 -c 1 -W 2 2001:db8::1")
+	if _, err := ApplyLimits(context.Background(), seg, Limits{ARP: 1000, IPv6: true}); err != nil {
+		t.Fatal(err)
+	}
+	if !answered("-0") {
+		t.Error("the rule stays")
+	}
+}

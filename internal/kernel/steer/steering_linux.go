@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +27,11 @@ type Steering struct {
 	mode deception.Steering
 	lim  limits
 
+	sockets *sockets // as they were opened
+	closed  atomic.Bool
+
 	mu      sync.Mutex // guards what follows
-	sockets *sockets
-	backend backend // nil once closed
+	backend backend    // nil once closed
 	state   *state
 }
 
@@ -112,11 +115,11 @@ func awaitLookups() {
 func (s *Steering) Mode() deception.Steering { return s.mode }
 
 // Namespace returns a descriptor of the namespace for the caller to close, so that
-// who steers many segments needs to keep none open for each.
+// who steers many segments needs to keep none open for each. It does not wait for
+// an Apply that is under way: relay loops call it. As with the sockets of TCP, no
+// call may be under way when Close is called.
 func (s *Steering) Namespace() (fd int, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.backend == nil {
+	if s.closed.Load() {
 		return -1, ErrClosed
 	}
 	return s.sockets.namespace()
@@ -172,6 +175,7 @@ func (s *Steering) Close() error {
 		return nil
 	}
 	err := errors.Join(s.backend.close(), s.sockets.close())
+	s.closed.Store(true)
 	s.backend, s.state = nil, nil
 	return err
 }
