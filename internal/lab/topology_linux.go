@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -39,7 +40,7 @@ func (l *Lab) Switch(name string) *Switch {
 			"net.bridge.bridge-nf-call-arptables": "0",
 		} {
 			err := m.Do(func() error { return os.WriteFile(sysctlPath(key), []byte(value), 0) })
-			if err != nil && !os.IsNotExist(err) {
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
 		}
@@ -126,7 +127,7 @@ func (m *Machine) configure(name string, index int, addrs []string) error {
 	err := m.Do(func() error {
 		return os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_dad", []byte("0"), 0)
 	})
-	if err != nil && !os.IsNotExist(err) { // not there: a kernel without IPv6
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // not there: a kernel without IPv6
 		return fmt.Errorf("turn duplicate address detection off: %w", err)
 	}
 	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}

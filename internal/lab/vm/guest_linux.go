@@ -100,6 +100,13 @@ func mounts() error {
 			return err
 		}
 	}
+	// Opening the node is what loads the module, as with udev on a whole system.
+	if err := os.MkdirAll("/dev/net", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mknod("/dev/net/tun", unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))); err != nil {
+		return fmt.Errorf("make /dev/net/tun: %w", err)
+	}
 	// /tmp stays part of the root, in memory like all: the test's working directory
 	// may be below it.
 	return errors.Join(os.MkdirAll("/run/netns", 0o755), os.Chmod("/tmp", 0o777|os.ModeSticky))

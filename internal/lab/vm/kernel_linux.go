@@ -45,7 +45,10 @@ func findKernel(root string) (kernel, error) {
 		}
 	}
 	if newest.version == "" {
-		return kernel{}, missing("no kernel of Debian's with its modules in /boot and /lib/modules", "linux-image-amd64")
+		return kernel{}, &Missing{
+			What:     "no kernel of Debian's with its modules is in /boot and /lib/modules",
+			Packages: "linux-image-amd64",
+		}
 	}
 	return newest, nil
 }
@@ -63,11 +66,6 @@ func newer(a, b string) bool {
 		}
 	}
 	return len(as) > len(bs)
-}
-
-// missing is the error for a program or package that is not installed.
-func missing(what string, packages ...string) error {
-	return fmt.Errorf("%s; type: apt-get install --no-install-recommends %s", what, strings.Join(packages, " "))
 }
 
 // unpacked holds kernels in the form that boots fastest, by image: unpacking
@@ -129,18 +127,18 @@ func unpack(image []byte) ([]byte, error) {
 		r.Multistream(false)
 		return io.ReadAll(r)
 	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
-		return filter(sized, "xz", "xz-utils")
+		return filter(sized, "xz")
 	case bytes.HasPrefix(payload, []byte("\x28\xb5\x2f\xfd")):
-		return filter(sized, "zstd", "zstd")
+		return filter(sized, "zstd")
 	}
 	return nil, errUnknownPacking
 }
 
 // filter has a program unpack the bytes.
-func filter(packed []byte, program, pkg string) ([]byte, error) {
-	path, err := exec.LookPath(program)
+func filter(packed []byte, program string) ([]byte, error) {
+	path, err := find(program)
 	if err != nil {
-		return nil, missing(program+" is not installed", pkg)
+		return nil, err
 	}
 	cmd := exec.Command(path, "-dc")
 	cmd.Stdin = bytes.NewReader(packed)

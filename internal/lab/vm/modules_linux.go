@@ -142,9 +142,9 @@ func readModule(file string) ([]byte, error) {
 	}
 	switch path.Ext(file) {
 	case ".xz":
-		return filter(content, "xz", "xz-utils")
+		return filter(content, "xz")
 	case ".zst":
-		return filter(content, "zstd", "zstd")
+		return filter(content, "zstd")
 	case ".gz":
 		r, err := gzip.NewReader(bytes.NewReader(content))
 		if err != nil {

@@ -13,12 +13,20 @@ import (
 	"strings"
 )
 
-// furniture is what internal/lab needs, and every guest has.
-var furniture = []string{"ip", "bridge", "tc", "ss", "nsenter", "bpftool"}
+// furniture is what every guest has: what internal/lab needs, and whatever starts
+// other programs. Debian's busybox is built so that its shell, its env and its
+// timeout prefer busybox's own ip to the ip in PATH.
+var furniture = []string{
+	"ip", "bridge", "tc", "ss", "nsenter", "bpftool",
+	"sh", "env", "find", "nice", "nohup", "setpriv", "setsid", "stdbuf", "timeout", "xargs",
+}
 
 // packageOf names Debian's packages of programs that are named otherwise.
 var packageOf = map[string]string{
+	emulator: "qemu-system-x86", "busybox": "busybox-static", "ldd": "libc-bin", "xz": "xz-utils",
 	"ip": "iproute2", "bridge": "iproute2", "tc": "iproute2", "ss": "iproute2", "nsenter": "util-linux",
+	"sh": "dash", "env": "coreutils", "find": "findutils", "nice": "coreutils", "nohup": "coreutils",
+	"setpriv": "util-linux", "setsid": "util-linux", "stdbuf": "coreutils", "timeout": "coreutils", "xargs": "findutils",
 	"nft": "nftables", "nc": "netcat-openbsd", "ping": "iputils-ping", "iptables-legacy": "iptables",
 	"iptables-save": "iptables", "sshd": "openssh-server", "ssh": "openssh-client", "redis-cli": "redis-tools",
 	"nginx": "nginx-light",
@@ -56,7 +64,46 @@ func find(name string) (string, error) {
 	if pkg == "" {
 		pkg = name
 	}
-	return "", missing(name+" is not installed", pkg)
+	return "", &Missing{What: name + " is not installed", Packages: pkg}
+}
+
+// Missing is the error where something is not installed.
+type Missing struct {
+	What     string // a sentence
+	Packages string // of Debian's, that would mend it
+}
+
+func (m *Missing) Error() string {
+	return m.What + "; type: apt-get install --no-install-recommends " + m.Packages
+}
+
+// complete looks for all programs and the kernel, so that one line names all
+// packages that are missing.
+func complete(o Options) error {
+	_, err := findKernel("/")
+	errs := []error{err}
+	for _, name := range slices.Concat([]string{emulator, "busybox", "ldd"}, furniture, o.Programs) {
+		_, err := find(name)
+		errs = append(errs, err)
+	}
+	var what, packages []string
+	for _, err := range errs {
+		var m *Missing
+		if !errors.As(err, &m) {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		what = append(what, m.What)
+		if !slices.Contains(packages, m.Packages) {
+			packages = append(packages, m.Packages)
+		}
+	}
+	if len(what) == 0 {
+		return nil
+	}
+	return &Missing{What: strings.Join(what, ", "), Packages: strings.Join(packages, " ")}
 }
 
 // programs puts programs into the archive, at the paths they have here, with
@@ -150,7 +197,11 @@ func (a *archive) needs(path string) error {
 
 // libraries asks the dynamic linker, which alone knows all of its rules.
 func (a *archive) libraries(path string) error {
-	out, err := exec.Command("ldd", path).CombinedOutput()
+	ldd, err := find("ldd")
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command(ldd, path).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("list its libraries: %w: %s", err, out)
 	}
@@ -175,9 +226,9 @@ func (a *archive) libraries(path string) error {
 // busybox adds busybox and a link for each thing it can do, but for what is
 // there as a program of its own.
 func (a *archive) busybox() error {
-	path, err := exec.LookPath("busybox")
+	path, err := find("busybox")
 	if err != nil {
-		return missing("busybox is not installed", "busybox-static")
+		return err
 	}
 	list, err := exec.Command(path, "--list-full").Output()
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 type report struct {
 	ready   time.Duration // from the start of QEMU to that of the test
 	took    time.Duration // until QEMU ended
+	spent   time.Duration // of processor time, all of QEMU
 	ended   bool          // the test ended; else the guest died or was killed
 	status  int           // the test's exit status
 	outcome string        // what the test itself said of how it ended: passed, failed, skipped
@@ -73,9 +74,9 @@ func (g *guest) run(ctx context.Context) (report, error) {
 	// also where this process is killed; the thread must be there as long.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	path, err := exec.LookPath(emulator)
+	path, err := find(emulator)
 	if err != nil {
-		return report{}, missing(emulator+" is not installed", "qemu-system-x86")
+		return report{}, err
 	}
 	g.nonce = rand.Text()
 	console, consoleEnd, err := os.Pipe()
@@ -108,6 +109,7 @@ func (g *guest) run(ctx context.Context) (report, error) {
 	readers.Wait()
 	err = cmd.Wait()
 	r.took, r.qemu = time.Since(began), strings.TrimSpace(complaints.String())
+	r.spent = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	if err != nil && ctx.Err() == nil {
 		return r, fmt.Errorf("%s: %w", emulator, err)
 	}

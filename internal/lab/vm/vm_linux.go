@@ -33,7 +33,7 @@ type Options struct {
 	Memory int
 	// CPUs is 1 if 0.
 	CPUs int
-	// Timeout bounds all of it, 2 minutes if 0. A test that hangs is ended by
+	// Timeout bounds all of it, 3 minutes if 0. A test that hangs is ended by
 	// the testing package a little earlier, so that it shows where.
 	Timeout time.Duration
 }
@@ -57,8 +57,9 @@ func Run(t testing.TB, o Options) bool {
 	began := time.Now()
 	r, err := start(t, o, func(line string) { t.Log(line) })
 	if err == nil && r.ended {
-		t.Logf("the guest was up in %v and gone after %v; its making took %v",
-			r.ready.Round(10*time.Millisecond), r.took.Round(10*time.Millisecond), (time.Since(began) - r.took).Round(10*time.Millisecond))
+		const grain = 10 * time.Millisecond
+		t.Logf("made in %v, up in %v, gone after %v and %v of processor time", (time.Since(began) - r.took).Round(grain),
+			r.ready.Round(grain), r.took.Round(grain), r.spent.Round(grain))
 	}
 	if problem := r.problem(err); problem != "" {
 		t.Errorf("in a virtual machine: %s", problem)
@@ -71,7 +72,7 @@ func Run(t testing.TB, o Options) bool {
 
 func (o Options) withDefaults() Options {
 	if o.Timeout == 0 {
-		o.Timeout = 2 * time.Minute
+		o.Timeout = 3 * time.Minute
 	}
 	if o.CPUs == 0 {
 		o.CPUs = 1
@@ -83,6 +84,9 @@ func (o Options) withDefaults() Options {
 func start(t testing.TB, o Options, line func(string)) (report, error) {
 	if runtime.GOARCH != "amd64" {
 		return report{}, errors.New("guests are amd64 only, and so is the test's binary to be")
+	}
+	if err := complete(o); err != nil {
+		return report{}, err
 	}
 	k, err := findKernel("/")
 	if err != nil {
