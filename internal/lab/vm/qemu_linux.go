@@ -44,7 +44,7 @@ type guest struct {
 func (g *guest) commandLine() string {
 	return strings.Join([]string{
 		"console=ttyS0 quiet loglevel=4 panic=-1 reboot=t",
-		"nokaslr mitigations=off random.trust_cpu=on no_timer_check tsc=reliable",
+		"nokaslr mitigations=off random.trust_cpu=on no_timer_check tsc=reliable cryptomgr.notests lsm=capability",
 		"8250.nr_uarts=2",
 		envNonce + "=" + g.nonce,
 		envClock + "=" + strconv.FormatInt(time.Now().Unix(), 10),
