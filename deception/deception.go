@@ -241,6 +241,9 @@ type Decoy struct {
 	// decoy. It is set in a part of a document (see State.Part), in which the
 	// decoys before it may be missing.
 	Aliases []AliasStart
+
+	MAC         MACPrefix   // begins the MAC addresses of its addresses, each its own; zero: they have the node's
+	Personality Personality // whose TCP/IP it shows; empty: the node's own
 }
 
 // AliasStart says how many addresses of one of a service's alias pools stand for

@@ -48,7 +48,7 @@ func machines() *State {
 			{Name: "office-web", Segment: "office", Node: "branch", Addresses: one("192.0.2.10"), Bind: bind("web", 0, 80), Path: PathRelay, Idle: time.Minute},
 			{Name: "hq-files", Segment: HostSegment, Node: "hq", Any: true, Bind: bind("files", 0, 445), Path: PathRelay, Idle: time.Minute},
 			{Name: "vms-web", Segment: "vms", Node: "vm1", Addresses: one("203.0.113.9"), Bind: bind("web", 0, 80), Path: PathKernel, Idle: time.Minute},
-			{Name: "dmz-web", Segment: "dmz", Node: "trunk-1", Addresses: one("198.51.100.10"), Bind: bind("web", 80, 8080), Path: PathRelay, Idle: time.Minute},
+			{Name: "dmz-web", Segment: "dmz", Node: "trunk-1", Addresses: one("198.51.100.10"), Bind: bind("web", 80, 8080), Path: PathRelay, Idle: time.Minute, MAC: MACPrefix{0x00, 0x14, 0x22}, Personality: PersonalityWindows},
 			{Name: "crm", Segment: HostSegment, Node: "crm-1", Any: true, Bind: bind("web", 80, 8080), Path: PathRelay, Idle: 90 * time.Second},
 			{Name: "crm-own", Segment: HostSegment, Node: "crm-1", Addresses: one("192.0.2.77"), Bind: bind("web", 80, 8081), Path: PathRelay, Idle: time.Minute},
 		},

@@ -1,0 +1,205 @@
+package disguise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+
+	"decoynet/internal/kernel/netns"
+)
+
+// Disguise keeps the looks of one segment's decoys. The zero value is ready to
+// use. It is not safe for concurrent use.
+type Disguise struct {
+	lower   place // where frames were readdressed last
+	promisc *promiscuity
+}
+
+// place is a device below a segment.
+type place struct {
+	ns    *netns.NS
+	index int
+}
+
+// Apply makes the decoys look as desired. It is idempotent: what stands is told
+// by its name, whoever made it, and left. Without policies nothing of ours
+// stands.
+//
+// Frames to a MAC address are taken before the first frame tells of it, and until
+// after the last one did.
+func (d *Disguise) Apply(ctx context.Context, want Desired) (Status, error) {
+	table, faults := compile(want.Policies)
+	st := Status{Prefixes: len(table), MACs: table.any(func(l look) bool { return l.HasMAC != 0 })}
+	err := d.apply(ctx, want, table, &st)
+	if err = errors.Join(faults, err); err != nil {
+		err = fmt.Errorf("segment %s: %w", want.Segment, err)
+	}
+	return st, err
+}
+
+func (d *Disguise) apply(ctx context.Context, want Desired, t table, st *Status) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	out, err := newHook(want.NS, want.Link, netlink.HANDLE_MIN_EGRESS, want.Segment)
+	if err != nil {
+		return err
+	}
+	in, err := newHook(want.LowerNS, want.Lower, netlink.HANDLE_MIN_INGRESS, want.Segment)
+	if err != nil {
+		return err
+	}
+	if err := d.leaveOld(want, st); err != nil {
+		return err
+	}
+	if len(t) > 0 {
+		if err := attach(want, t, in, out, st); err != nil {
+			return err
+		}
+	} else if err := detach(st, out); err != nil {
+		return err
+	}
+	if !st.MACs {
+		return errors.Join(detach(st, in), d.receiveOwn(want.LowerNS, in.link))
+	}
+	d.lower = place{want.LowerNS, want.Lower}
+	return d.receiveAll(want, in.link, st)
+}
+
+// attach loads the programs and hangs them up, unless they hang there already.
+func attach(want Desired, t table, in, out hook, st *Status) error {
+	spec, err := loadProgram()
+	if err != nil {
+		return fmt.Errorf("read BPF programs: %w", err)
+	}
+	name := nameOf(want.Segment, t.fingerprint(_ProgramBytes, want.MAC))
+	stands, err := out.has(name)
+	if err == nil && stands && st.MACs {
+		stands, err = in.has(name)
+	}
+	if err != nil || stands {
+		return err
+	}
+	objs, err := load(spec, want, t)
+	if err != nil {
+		return explainLoad(err)
+	}
+	defer objs.Close() // the filters hold the programs, and those the table
+	if st.MACs {
+		if err := in.attach(objs.DecoynetIn.FD(), name); err != nil {
+			return err
+		}
+	}
+	if err := out.attach(objs.DecoynetOut.FD(), name); err != nil {
+		return err
+	}
+	st.Changes = append(st.Changes, fmt.Sprintf("%d prefixes of decoys disguised", len(t)))
+	return nil
+}
+
+func load(spec *ebpf.CollectionSpec, want Desired, t table) (*programObjects, error) {
+	// Kernels before 5.11 charge maps to the locked memory of the process.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
+	}
+	if len(want.MAC) != 6 {
+		return nil, fmt.Errorf("%w: %q is no MAC address of lan0", ErrInvalid, want.MAC)
+	}
+	spec.Maps[programMapDecoynetLooks].MaxEntries = uint32(len(t))
+	if err := spec.Variables[programVarDecoynetLan].Set([6]byte(want.MAC)); err != nil {
+		return nil, fmt.Errorf("set lan0's MAC address in the BPF programs: %w", err)
+	}
+	objs := &programObjects{}
+	if err := spec.LoadAndAssign(objs, nil); err != nil {
+		return nil, fmt.Errorf("load BPF programs: %w", err)
+	}
+	if err := fill(objs.DecoynetLooks, t); err != nil {
+		return nil, errors.Join(fmt.Errorf("fill the table of looks: %w", err), objs.Close())
+	}
+	return objs, nil
+}
+
+func fill(m *ebpf.Map, t table) error {
+	keys, looks := t.entries()
+	if _, err := m.BatchUpdate(keys, looks, nil); !errors.Is(err, ebpf.ErrNotSupported) {
+		return err
+	}
+	for i := range keys { // before 5.14 the trie takes one entry a call
+		if err := m.Update(keys[i], looks[i], ebpf.UpdateAny); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// explainLoad tells a kernel without the feature from other failures, by probing
+// for it: load errors alone are ambiguous.
+func explainLoad(err error) error {
+	if missing := features.HaveProgramType(ebpf.SchedCLS); errors.Is(missing, ebpf.ErrNotSupported) {
+		return fmt.Errorf("%w: %w (CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF are needed)", ErrNotSupported, err)
+	}
+	return err
+}
+
+func detach(st *Status, h hook) error {
+	stood, err := h.detach()
+	if stood {
+		st.Changes = append(st.Changes, "filter of "+h.device()+" removed")
+	}
+	return err
+}
+
+// leaveOld takes back what stands on a device that is below the segment no more.
+func (d *Disguise) leaveOld(want Desired, st *Status) error {
+	if d.lower.ns == nil || d.lower == (place{want.LowerNS, want.Lower}) {
+		return nil
+	}
+	old := d.lower
+	d.lower = place{}
+	err := d.letGo()
+	h, missing := newHook(old.ns, old.index, netlink.HANDLE_MIN_INGRESS, want.Segment)
+	if missing != nil {
+		return err // the device is gone, and all that hung on it
+	}
+	return errors.Join(err, detach(st, h), d.receiveOwn(old.ns, h.link))
+}
+
+// Remove takes away what the segment needed on the device below; what is in the
+// segment's namespace goes with that. It is to be called before the namespace of
+// that device is closed.
+func (d *Disguise) Remove(segment string) error {
+	err := d.leaveOld(Desired{Segment: segment}, &Status{})
+	if err != nil {
+		return fmt.Errorf("segment %s: %w", segment, err)
+	}
+	return nil
+}
+
+// RemoveOwned takes away every filter of ours in the namespace, and says of
+// which interfaces.
+func RemoveOwned(ns *netns.NS) (devices []string, err error) {
+	handle, err := ns.Handle()
+	if err != nil {
+		return nil, err
+	}
+	links, err := netns.Dump(handle.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			stood, err := hook{handle: handle, link: l, parent: parent}.detach()
+			errs = append(errs, err)
+			if stood {
+				devices = append(devices, l.Attrs().Name)
+			}
+		}
+	}
+	return devices, errors.Join(errs...)
+}
