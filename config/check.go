@@ -37,6 +37,7 @@ func check(d *draft, r *report) {
 	c.checkZones()
 	c.checkServices()
 	c.checkDecoys()
+	c.checkLooks()
 	c.checkBindings()
 	c.checkWays()
 	c.checkAliases()

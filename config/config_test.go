@@ -182,6 +182,7 @@ func TestEveryKey(t *testing.T) {
 					{Ports: []deception.PortRange{deception.Port(deception.UDP, 1161)}, Service: "web", Target: 161},
 				},
 				Path: deception.PathKernel, Idle: 90 * time.Second,
+				MAC: deception.MACPrefix{0x00, 0x14, 0x22}, Personality: deception.PersonalityWindows,
 			}},
 			Scanners: []deception.Scanner{
 				{

@@ -221,6 +221,7 @@ func decoyAspects(d *deception.Decoy) (string, []aspect) {
 		one("segment", d.Segment), one("node", d.Node), addresses, unordered("bind", bind),
 		one("path", string(d.Path)), one("idle", d.Idle.String()),
 		unordered("aliases", aliases),
+		one("mac", d.MAC.String()), one("personality", string(d.Personality)),
 	}
 }
 

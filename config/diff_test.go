@@ -60,6 +60,11 @@ func TestDiff(t *testing.T) {
 		}, []string{"changed decoy d1: bind", "changed decoy d2: addresses, path, idle"}},
 		{"scanner", []string{"192.0.2.60]", "192.0.2.61]", "[80, 443], until", "[80], until", "2027-01-31", "2027-01-30"}, []string{"changed scanner audit: from, ports, until"}},
 		{"scanner for ever", []string{", until: 2027-01-31", ""}, []string{"changed scanner audit: until"}},
+		{
+			"looks",
+			[]string{"name: d1,", "name: d1, mac: 00:14:22,", "name: d2,", "name: d2, personality: linux,"},
+			[]string{"changed decoy d1: mac", "changed decoy d2: personality"},
+		},
 		{"renamed", []string{"name: d2", "name: d3"}, []string{"added decoy d3", "removed decoy d2"}},
 	}
 	old := &parseOK(t, diffBase).State

@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"decoynet/deception"
 )
 
 const reference = "../docs/document.md"
@@ -101,6 +103,18 @@ func TestExamplesOfTheGrammar(t *testing.T) {
 			if o.get(k.name) == nil {
 				t.Errorf("example of %s.%s: %v", s.path, k.name, r.sorted(""))
 			}
+		}
+	}
+}
+
+// TestReferenceNamesEveryVendor: a vendor that the page does not name is one that
+// nobody writes.
+func TestReferenceNamesEveryVendor(t *testing.T) {
+	_, list, _ := strings.Cut(readReference(t), "\nVendors: ")
+	list, _, _ = strings.Cut(list, ". ")
+	for _, name := range deception.Vendors() {
+		if !strings.Contains(list, "`"+name+"`") {
+			t.Errorf("%s lacks the vendor %s", reference, name)
 		}
 	}
 }

@@ -79,6 +79,7 @@ type decoyDraft struct {
 	addresses           []located[deception.AddrRange]
 	sound               bool // every address was read
 	bind                []*bindDraft
+	looks               looks
 }
 
 type bindDraft struct {
@@ -261,6 +262,7 @@ func readDecoy(o *object) *decoyDraft {
 	if o.has("idle") {
 		d.idle = readOne(o, "idle", durationIn("idle", time.Second, 24*time.Hour, "30m"))
 	}
+	d.looks = readLooks(o)
 	return d
 }
 

@@ -122,6 +122,7 @@ func (d *decoyDraft) resolve(self string) deception.Decoy {
 		Addresses: deception.SortRanges(values(d.addresses)),
 		Path:      deception.Path(cmp.Or(d.path.v, string(deception.PathRelay))),
 		Idle:      cmp.Or(d.idle.v, DefaultIdle),
+		MAC:       d.looks.mac.v, Personality: deception.Personality(d.looks.personality.v),
 	}
 	if d.host {
 		out.Node = cmp.Or(out.Node, self)

@@ -136,6 +136,8 @@ var (
 		{"bind", wantList, true, "[{ports: [80, 443], service: web}]"},
 		{"path", wantText, false, "relay"},
 		{"idle", wantText, false, "30m"},
+		{"mac", wantText, false, "vendor:dell"},
+		{"personality", wantText, false, "windows"},
 		{"node", wantText, false, "hq"},
 	}}
 	bindShape = &shape{what: "binding", path: "decoys[].bind[]", keys: []key{
