@@ -21,6 +21,7 @@ import (
 	"decoynet/deception"
 	"decoynet/internal/claim"
 	"decoynet/internal/health"
+	"decoynet/internal/kernel/disguise"
 	"decoynet/internal/kernel/firewall"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/netns"
@@ -97,8 +98,11 @@ type SegmentStatus struct {
 	KernelPath int      `json:"kernel_path_bindings,omitempty"`
 	KernelLost uint64   `json:"kernel_path_events_lost,omitempty"`
 	MAC        string   `json:"mac,omitempty"`
-	Problems   []string `json:"problems,omitempty"`
-	Warnings   []string `json:"warnings,omitempty"`
+	// Promiscuous: the NIC receives all frames, for decoys with MAC addresses of their own.
+	Promiscuous bool `json:"promiscuous,omitempty"`
+
+	Problems []string `json:"problems,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // New returns an agent without segments. It works in the caller's namespace.
@@ -298,6 +302,11 @@ func Cleanup(ctx context.Context) ([]string, error) {
 			continue
 		}
 		removed = append(removed, "network namespace "+name)
+	}
+	filtered, err := disguise.RemoveOwned(host)
+	errs = append(errs, err)
+	for _, name := range filtered {
+		removed = append(removed, "filter of "+name)
 	}
 	links, err := link.Owned(host)
 	errs = append(errs, err)

@@ -8,6 +8,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/health"
+	"decoynet/internal/kernel/disguise"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/route"
 	"decoynet/internal/kernel/steer"
@@ -22,6 +23,7 @@ type segmentPlan struct {
 	routes  route.Desired
 	groups  []steer.Group
 	kernel  []deception.KernelRoute
+	looks   []disguise.Policy // without seeds, which are the machine's
 }
 
 // openPort tells whether a port of a service is to be reachable now.
@@ -54,7 +56,24 @@ func planSegment(state *deception.State, table *deception.Table, seg deception.S
 	}
 	p.link.Segment, p.link.Parent, p.link.VLAN, p.link.Node = seg.Name, seg.Parent, seg.VLAN, state.Node
 	p.routes = planRoutes(state, seg, decoys, p.link.Uplink)
+	p.looks = planLooks(decoys)
 	return p
+}
+
+// planLooks says how the decoys look that are not to look as the node does.
+func planLooks(decoys []*deception.Decoy) []disguise.Policy {
+	var out []disguise.Policy
+	for _, d := range decoys {
+		if !d.MAC.IsValid() && d.Personality == "" {
+			continue
+		}
+		p := disguise.Policy{OUI: d.MAC, Personality: d.Personality}
+		for _, r := range d.Addresses {
+			p.Prefixes = append(p.Prefixes, r.Prefixes()...)
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // planRoutes lays out the segment's namespace but for the decoys' addresses, which

@@ -29,6 +29,8 @@ decoys:
     segment: office
     addresses: [192.0.2.100-192.0.2.103, "2001:db8:2::1-2001:db8:2::2"]
     bind: [{ports: [80, 443, 8050-8060], service: web}]
+    mac: vendor:dell
+    personality: windows
   - name: direct
     segment: office
     path: kernel
@@ -50,6 +52,14 @@ func testPlan(t *testing.T, open openPort) segmentPlan {
 		return ids[name]
 	}
 	return planSegment(&doc.State, deception.NewTable(&doc.State), doc.State.Segments[0], 7, opening{service: open}, groupID)
+}
+
+func TestPlanLooks(t *testing.T) {
+	looks := testPlan(t, func(health.Port) bool { return true }).looks
+	want := "[{[192.0.2.100/30 2001:db8:2::1/128 2001:db8:2::2/128] 00:14:22 0 windows}]"
+	if got := fmt.Sprint(looks); got != want {
+		t.Errorf("looks are %s, want %s", got, want)
+	}
 }
 
 func TestPlanRoutes(t *testing.T) {

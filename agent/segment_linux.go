@@ -14,6 +14,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/claim"
+	"decoynet/internal/kernel/disguise"
 	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/route"
@@ -39,8 +40,10 @@ type segment struct {
 	steering *steer.Steering
 	listener *relay.Listener
 	kernel   *kernelPath
+	looks    disguise.Disguise
 
 	linkStatus  link.Status
+	looksStatus disguise.Status
 	steerStatus steer.Status
 	problems    []string
 	warnings    []string
@@ -98,7 +101,7 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, links); err != nil {
 		return err // without a link there is nothing to put addresses on
 	}
-	errs := []error{s.limit(ctx)} // before an address is answered for
+	errs := []error{s.limit(ctx), s.disguise(ctx)} // before an address is answered for
 	if err := s.claim(); err != nil {
 		return errors.Join(append(errs, err)...) // an address that cannot be defended is not taken
 	}
@@ -276,7 +279,7 @@ func (s *segment) remove(ctx context.Context) error {
 	errs := []error{s.closeSteering(), s.closeTap()}
 	s.agent.cfg.Engine.CloseFlows(func(f *relay.Flow) bool { return f.Listener.Name == s.name }, deception.EndShutdown)
 	if s.watch != nil { // else there is no namespace yet
-		errs = append(errs, s.open(), s.closeKernelPath(ctx))
+		errs = append(errs, s.open(), s.closeKernelPath(ctx), s.looks.Remove(s.name))
 		s.close()
 		errs = append(errs, netns.Delete(netns.SegmentName(s.name)))
 	}
@@ -294,7 +297,7 @@ func (s *segment) status(state *deception.State) SegmentStatus {
 	st := SegmentStatus{
 		Name: s.name, Parent: s.plan.segment.Parent, VLAN: s.plan.segment.VLAN, Ready: s.ready,
 		OpenPorts: s.steerStatus.Ports, KernelPath: len(s.plan.kernel),
-		Problems: s.problems, Warnings: slices.Concat(s.linkStatus.Warnings, s.warnings),
+		Problems: s.problems, Promiscuous: s.looksStatus.Promiscuous, Warnings: slices.Concat(s.linkStatus.Warnings, s.warnings),
 	}
 	if s.linkStatus.Lower != st.Parent {
 		st.Lower = s.linkStatus.Lower

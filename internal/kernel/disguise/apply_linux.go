@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -18,6 +19,7 @@ import (
 type Disguise struct {
 	lower   place // where frames were readdressed last
 	promisc *promiscuity
+	bare    [2]int // the devices at which nothing of ours stands: lan0 and the one below
 }
 
 // place is a device below a segment.
@@ -46,63 +48,116 @@ func (d *Disguise) apply(ctx context.Context, want Desired, t table, st *Status)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	out, err := newHook(want.NS, want.Link, netlink.HANDLE_MIN_EGRESS, want.Segment)
-	if err != nil {
-		return err
+	devices := [2]int{want.Link, want.Lower}
+	if len(t) == 0 && d.bare == devices {
+		return nil
 	}
-	in, err := newHook(want.LowerNS, want.Lower, netlink.HANDLE_MIN_INGRESS, want.Segment)
+	d.bare = [2]int{}
+	hooks, err := hooksOf(want, t)
 	if err != nil {
 		return err
 	}
 	if err := d.leaveOld(want, st); err != nil {
 		return err
 	}
-	if len(t) > 0 {
-		if err := attach(want, t, in, out, st); err != nil {
-			return err
-		}
-	} else if err := detach(st, out); err != nil {
+	if err := offerWindow(want.NS, t, st); err != nil {
 		return err
 	}
+	if err := attach(want, t, hooks, st); err != nil {
+		return err
+	}
+	lower := hooks[0].link
 	if !st.MACs {
-		return errors.Join(detach(st, in), d.receiveOwn(want.LowerNS, in.link))
+		d.lower = place{}
+		err := d.receiveOwn(want.LowerNS, lower)
+		if err == nil && len(t) == 0 {
+			d.bare = devices
+		}
+		return err
+	}
+	if lower.Type() == "macvlan" {
+		return fmt.Errorf("%w: %s is a macvlan, which takes no frames for other MAC addresses; as the parent name the device that it stands on",
+			ErrInvalid, lower.Attrs().Name)
 	}
 	d.lower = place{want.LowerNS, want.Lower}
-	return d.receiveAll(want, in.link, st)
+	return d.receiveAll(want, lower, st)
 }
 
-// attach loads the programs and hangs them up, unless they hang there already.
-func attach(want Desired, t table, in, out hook, st *Status) error {
-	spec, err := loadProgram()
-	if err != nil {
-		return fmt.Errorf("read BPF programs: %w", err)
+// hooksOf returns where frames of the segment pass, in the order in which
+// filters are put there; the first is the device below. Each says whether this
+// table needs it.
+func hooksOf(want Desired, t table) ([]hook, error) {
+	hooks := []hook{
+		{
+			program: func(o *programObjects) *ebpf.Program { return o.DecoynetIn },
+			parent:  netlink.HANDLE_MIN_INGRESS, wanted: t.any(func(l look) bool { return l.HasMAC != 0 }),
+		},
+		{
+			program: func(o *programObjects) *ebpf.Program { return o.DecoynetHear },
+			parent:  netlink.HANDLE_MIN_INGRESS, wanted: t.any(look.windows),
+		},
+		{
+			program: func(o *programObjects) *ebpf.Program { return o.DecoynetOut },
+			parent:  netlink.HANDLE_MIN_EGRESS, wanted: len(t) > 0,
+		},
+	}
+	for i := range hooks {
+		ns, index := want.NS, want.Link
+		if i == 0 {
+			ns, index = want.LowerNS, want.Lower
+		}
+		if err := hooks[i].find(ns, index, want.Segment); err != nil {
+			return nil, err
+		}
+	}
+	return hooks, nil
+}
+
+// attach loads the programs and hangs them up, unless they hang there already,
+// and takes down what is not wanted, in the opposite order.
+func attach(want Desired, t table, hooks []hook, st *Status) error {
+	for _, h := range slices.Backward(hooks) {
+		if h.wanted {
+			continue
+		}
+		if err := detach(st, h); err != nil {
+			return err
+		}
 	}
 	name := nameOf(want.Segment, t.fingerprint(_ProgramBytes, want.MAC))
-	stands, err := out.has(name)
-	if err == nil && stands && st.MACs {
-		stands, err = in.has(name)
+	stands := true
+	for _, h := range hooks {
+		has, err := h.has(name)
+		if err != nil {
+			return err
+		}
+		stands = stands && (has || !h.wanted)
 	}
-	if err != nil || stands {
-		return err
+	if stands {
+		return nil
 	}
-	objs, err := load(spec, want, t)
+	objs, err := load(want, t)
 	if err != nil {
 		return explainLoad(err)
 	}
-	defer objs.Close() // the filters hold the programs, and those the table
-	if st.MACs {
-		if err := in.attach(objs.DecoynetIn.FD(), name); err != nil {
+	defer objs.Close() // the filters hold the programs, and those the maps
+	for _, h := range hooks {
+		if !h.wanted {
+			continue
+		}
+		if err := h.attach(h.program(objs).FD(), name); err != nil {
 			return err
 		}
-	}
-	if err := out.attach(objs.DecoynetOut.FD(), name); err != nil {
-		return err
 	}
 	st.Changes = append(st.Changes, fmt.Sprintf("%d prefixes of decoys disguised", len(t)))
 	return nil
 }
 
-func load(spec *ebpf.CollectionSpec, want Desired, t table) (*programObjects, error) {
+func load(want Desired, t table) (*programObjects, error) {
+	spec, err := loadProgram()
+	if err != nil {
+		return nil, fmt.Errorf("read BPF programs: %w", err)
+	}
 	// Kernels before 5.11 charge maps to the locked memory of the process.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
@@ -162,8 +217,8 @@ func (d *Disguise) leaveOld(want Desired, st *Status) error {
 	old := d.lower
 	d.lower = place{}
 	err := d.letGo()
-	h, missing := newHook(old.ns, old.index, netlink.HANDLE_MIN_INGRESS, want.Segment)
-	if missing != nil {
+	h := hook{parent: netlink.HANDLE_MIN_INGRESS}
+	if h.find(old.ns, old.index, want.Segment) != nil {
 		return err // the device is gone, and all that hung on it
 	}
 	return errors.Join(err, detach(st, h), d.receiveOwn(old.ns, h.link))

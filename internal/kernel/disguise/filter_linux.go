@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -17,22 +18,24 @@ const madeQdisc = " qdisc"
 
 // hook is a place where frames pass a filter of ours: one direction of a device.
 type hook struct {
-	handle *netlink.Handle
-	link   netlink.Link
-	parent uint32 // netlink.HANDLE_MIN_INGRESS or HANDLE_MIN_EGRESS
-	owner  string // the segment
+	handle  *netlink.Handle
+	link    netlink.Link
+	parent  uint32 // netlink.HANDLE_MIN_INGRESS or HANDLE_MIN_EGRESS
+	owner   string // the segment
+	program func(*programObjects) *ebpf.Program
+	wanted  bool
 }
 
-func newHook(ns *netns.NS, index int, parent uint32, segment string) (hook, error) {
-	handle, err := ns.Handle()
-	if err != nil {
-		return hook{}, err
+// find fills in the device.
+func (h *hook) find(ns *netns.NS, index int, segment string) (err error) {
+	if h.handle, err = ns.Handle(); err != nil {
+		return err
 	}
-	link, err := handle.LinkByIndex(index)
-	if err != nil {
-		return hook{}, fmt.Errorf("look for interface %d in %s: %w", index, ns, err)
+	if h.link, err = h.handle.LinkByIndex(index); err != nil {
+		return fmt.Errorf("look for interface %d in %s: %w", index, ns, err)
 	}
-	return hook{handle: handle, link: link, parent: parent, owner: segment}, nil
+	h.owner = segment
+	return nil
 }
 
 func (h hook) device() string { return h.link.Attrs().Name }

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	programMapDecoynetLooks = "decoynet_looks"
+	programMapDecoynetSent  = "decoynet_sent"
+	programProgDecoynetHear = "decoynet_hear"
 	programProgDecoynetIn   = "decoynet_in"
 	programProgDecoynetOut  = "decoynet_out"
 	programVarDecoynetLan   = "decoynet_lan"
@@ -64,8 +66,9 @@ type programSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programProgramSpecs struct {
-	DecoynetIn  *ebpf.ProgramSpec `ebpf:"decoynet_in"`
-	DecoynetOut *ebpf.ProgramSpec `ebpf:"decoynet_out"`
+	DecoynetHear *ebpf.ProgramSpec `ebpf:"decoynet_hear"`
+	DecoynetIn   *ebpf.ProgramSpec `ebpf:"decoynet_in"`
+	DecoynetOut  *ebpf.ProgramSpec `ebpf:"decoynet_out"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
@@ -73,6 +76,7 @@ type programProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type programMapSpecs struct {
 	DecoynetLooks *ebpf.MapSpec `ebpf:"decoynet_looks"`
+	DecoynetSent  *ebpf.MapSpec `ebpf:"decoynet_sent"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -103,11 +107,13 @@ func (o *programObjects) Close() error {
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programMaps struct {
 	DecoynetLooks *ebpf.Map `ebpf:"decoynet_looks"`
+	DecoynetSent  *ebpf.Map `ebpf:"decoynet_sent"`
 }
 
 func (m *programMaps) Close() error {
 	return _ProgramClose(
 		m.DecoynetLooks,
+		m.DecoynetSent,
 	)
 }
 
@@ -122,12 +128,14 @@ type programVariables struct {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programPrograms struct {
-	DecoynetIn  *ebpf.Program `ebpf:"decoynet_in"`
-	DecoynetOut *ebpf.Program `ebpf:"decoynet_out"`
+	DecoynetHear *ebpf.Program `ebpf:"decoynet_hear"`
+	DecoynetIn   *ebpf.Program `ebpf:"decoynet_in"`
+	DecoynetOut  *ebpf.Program `ebpf:"decoynet_out"`
 }
 
 func (p *programPrograms) Close() error {
 	return _ProgramClose(
+		p.DecoynetHear,
 		p.DecoynetIn,
 		p.DecoynetOut,
 	)

@@ -43,6 +43,8 @@ const (
 	personalityWindows
 )
 
+func (l look) windows() bool { return l.Personality == personalityWindows }
+
 // table is what the programs look up.
 type table map[netip.Prefix]look
 

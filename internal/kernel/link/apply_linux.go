@@ -316,7 +316,7 @@ func explainCreate(err error, parent nic, links []nic) error {
 // lanMAC derives lan0's MAC address from this machine and the segment. The
 // parent's own address stands in where the machine has no identity.
 func (s *segment) lanMAC() (net.HardwareAddr, error) {
-	id, err := machineID("/etc/machine-id", "/var/lib/dbus/machine-id")
+	id, err := MachineID()
 	if err != nil {
 		return nil, err
 	}
