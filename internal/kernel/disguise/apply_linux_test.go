@@ -2,10 +2,14 @@ package disguise
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"decoynet/deception"
 	"decoynet/internal/kernel/netns/netnstest"
 )
 
@@ -71,5 +75,163 @@ func TestApplyIsIdempotent(t *testing.T) {
 	l.apply(t)
 	if diff := cmp.Diff(before, show()); diff != "" {
 		t.Errorf("something is left (-before +after):\n%s", diff)
+	}
+}
+
+// What others have on the machine's NIC stays, and so does the qdisc that they
+// use.
+func TestLeavesOthersAlone(t *testing.T) {
+	t.Parallel()
+	const filter = "filter add dev eth0 ingress protocol ip pref 50 u32 match ip src 203.0.113.9/32 flowid 1:1"
+	show := func(l *decoyLAN) string {
+		return netnstest.Run(t, l.Host, "tc", "qdisc", "show", "dev", "eth0") +
+			netnstest.Run(t, l.Host, "tc", "filter", "show", "dev", "eth0", "ingress")
+	}
+	tc := func(l *decoyLAN, line string) {
+		netnstest.Run(t, l.Host, append([]string{"tc"}, strings.Fields(line)...)...)
+	}
+	for _, c := range []struct {
+		name          string
+		before, after []string // that others do before and after us
+	}{
+		{"their clsact", []string{"qdisc add dev eth0 clsact", filter}, nil},
+		{"their ingress", []string{"qdisc add dev eth0 ingress", filter}, nil},
+		{"their clsact, empty", []string{"qdisc add dev eth0 clsact"}, nil},
+		{"our clsact", nil, []string{filter}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			l := newDecoyLAN(t)
+			for _, line := range c.before {
+				tc(l, line)
+			}
+			want := show(l)
+			l.apply(t, everything())
+			for _, line := range c.after {
+				tc(l, line)
+			}
+			if got := l.neighbour(t, "192.0.2.100"); got != mac(everything(), "192.0.2.100") {
+				t.Errorf("192.0.2.100 is at %s", got)
+			}
+			l.apply(t)
+			got := show(l)
+			if c.after != nil {
+				if !strings.Contains(got, "clsact") || !strings.Contains(got, "match cb007109") || strings.Contains(got, Name) {
+					t.Errorf("with another's filter in our qdisc, what is left is\n%s", got)
+				}
+			} else if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("the NIC differs (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The NIC receives all frames only while somebody needs it.
+func TestPromiscuous(t *testing.T) {
+	t.Parallel()
+	l := newDecoyLAN(t)
+	count := func() int {
+		words := strings.Fields(netnstest.IP(t, l.Host, "-d link show dev eth0"))
+		n, err := strconv.Atoi(words[slices.Index(words, "promiscuity")+1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := count() // a veth already is for the macvlan's own address
+	promiscuity := func() int { return count() - before }
+	for _, c := range []struct {
+		want     int
+		policies []Policy
+	}{
+		{1, []Policy{everything()}},
+		{1, []Policy{everything()}},
+		{0, []Policy{{Prefixes: prefixes("192.0.2.0/24"), Personality: "linux"}}},
+		{1, []Policy{everything()}},
+		{0, nil},
+	} {
+		st := l.apply(t, c.policies...)
+		if got := promiscuity(); got != c.want || st.Promiscuous != (got == 1) {
+			t.Errorf("with %d policies promiscuity is %d more, want %d; status says %v", len(c.policies), got, c.want, st.Promiscuous)
+		}
+	}
+	l.apply(t, everything())
+	if err := l.looks.Close(); err != nil || promiscuity() != 0 {
+		t.Errorf("closed, promiscuity is %d more, %v", promiscuity(), err)
+	}
+}
+
+// Segments share a NIC, and each keeps its own looks when another one goes.
+func TestTwoSegmentsOnOneNIC(t *testing.T) {
+	t.Parallel()
+	l := newDecoyLAN(t)
+	q := l.another(t, "plant", "192.0.2.160/28")
+	p, r := everything(), Policy{Prefixes: prefixes("192.0.2.160/28"), OUI: deception.MACPrefix{0x00, 0x1b, 0x1b}, Seed: 2}
+	q.apply(t, r)
+	l.apply(t, p)
+	both := func() {
+		t.Helper()
+		netnstest.IP(t, l.Intruder, "neigh flush dev eth0")
+		if got := l.neighbour(t, "192.0.2.100"); got != mac(p, "192.0.2.100") {
+			t.Errorf("192.0.2.100 is at %s", got)
+		}
+		if got := l.neighbour(t, "192.0.2.161"); got != mac(r, "192.0.2.161") {
+			t.Errorf("192.0.2.161 is at %s", got)
+		}
+	}
+	both()
+	// The one that made the qdisc goes.
+	if err := q.looks.Remove("plant"); err != nil {
+		t.Fatal(err)
+	}
+	if out := netnstest.Run(t, l.Host, "tc", "filter", "show", "dev", "eth0", "ingress"); strings.Contains(out, "plant") || !strings.Contains(out, "office") {
+		t.Errorf("filters of the NIC are\n%s", out)
+	}
+	q.apply(t, r)
+	both()
+	names, err := RemoveOwned(l.Host)
+	if err != nil || fmt.Sprint(names) != "[eth0]" {
+		t.Errorf("RemoveOwned: %v, %v", names, err)
+	}
+	if out := netnstest.Run(t, l.Host, "tc", "qdisc", "show", "dev", "eth0"); strings.Contains(out, "clsact") {
+		t.Errorf("after all, the NIC has\n%s", out)
+	}
+	if err := q.looks.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Connections work whatever options the peer has.
+func TestPersonalitiesKeepConnectionsRight(t *testing.T) {
+	t.Parallel()
+	for _, personality := range []deception.Personality{deception.PersonalityLinux, deception.PersonalityWindows} {
+		for _, off := range []string{"", "tcp_timestamps", "tcp_window_scaling", "tcp_sack", "tcp_timestamps tcp_window_scaling tcp_sack"} {
+			t.Run(fmt.Sprint(personality, " without ", off), func(t *testing.T) {
+				t.Parallel()
+				l := newDecoyLAN(t)
+				p := everything()
+				p.Personality = personality
+				l.apply(t, p)
+				l.echo(t)
+				for _, key := range strings.Fields(off) {
+					netnstest.Run(t, l.Intruder, "sysctl", "-qw", "net.ipv4."+key+"=0")
+				}
+				netnstest.Run(t, l.Intruder, "sysctl", "-qw", "net.ipv4.tcp_ecn=1")
+				l.talk(t, "tcp", "192.0.2.100", 20_000_000)
+				l.talk(t, "tcp", "2001:db8::100", 20_000_000)
+				l.talk(t, "udp", "192.0.2.100", 1000)
+				for _, addr := range []string{"192.0.2.100", "2001:db8::100"} {
+					// In fragments too, whose numbers must stay.
+					if out, err := netnstest.Try(t, l.Intruder, "ping", "-n", "-c", "1", "-W", "2", "-s", "4000", addr); err != nil {
+						t.Errorf("large ping: %s", out)
+					}
+				}
+				out := netnstest.Run(t, l.Intruder, "ping", "-n", "-c", "1", "-W", "2", "192.0.2.100")
+				want := map[deception.Personality]string{deception.PersonalityLinux: "ttl=64", deception.PersonalityWindows: "ttl=128"}[personality]
+				if !strings.Contains(out, want) {
+					t.Errorf("ping lacks %s:\n%s", want, out)
+				}
+			})
+		}
 	}
 }

@@ -52,6 +52,29 @@ func newDecoyLAN(t testing.TB) *decoyLAN {
 		Segment: "office", NS: l.seg, Link: st.Index, MAC: st.MAC,
 		LowerNS: l.Host, Lower: st.ParentIndex,
 	}
+	l.claim(t)
+	return l
+}
+
+// another builds a second segment on the same NIC.
+func (l *decoyLAN) another(t testing.TB, name, decoys string) *decoyLAN {
+	t.Helper()
+	o := &decoyLAN{LAN: l.LAN, seg: netnstest.New(t, name)}
+	st, err := link.Apply(t.Context(), l.Host, o.seg, link.Desired{Segment: name, Parent: "eth0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.want = Desired{Segment: name, NS: o.seg, Link: st.Index, MAC: st.MAC, LowerNS: l.Host, Lower: st.ParentIndex}
+	d := route.Desired{Link: link.LANName, Local4: prefixes(decoys), Connected: prefixes("192.0.2.0/24")}
+	if _, err := route.Apply(t.Context(), o.seg, d); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// claim makes the decoys' addresses the segment's.
+func (l *decoyLAN) claim(t testing.TB) {
+	t.Helper()
 	d := route.Desired{
 		Link:      link.LANName,
 		Local4:    prefixes("192.0.2.100/30", "192.0.2.104/29", "192.0.2.112/28", "198.18.0.0/17"),
@@ -63,7 +86,6 @@ func newDecoyLAN(t testing.TB) *decoyLAN {
 	if _, err := route.Apply(t.Context(), l.seg, d); err != nil {
 		t.Fatal(err)
 	}
-	return l
 }
 
 func prefixes(text ...string) []netip.Prefix {
