@@ -143,6 +143,13 @@ func (h hook) ensureQdisc() (made bool, err error) {
 	if err != nil {
 		return false, h.explain(fmt.Errorf("add a clsact qdisc to %s: %w", h.device(), err))
 	}
+	// With any qdisc the kernel takes a queue of no length for a mistake of older
+	// programs and mends it (qdisc_create). The device is not ours to mend.
+	if h.link.Attrs().TxQLen == 0 {
+		if err := h.handle.LinkSetTxQLen(h.link, 0); err != nil {
+			return true, fmt.Errorf("keep the queue length of %s: %w", h.device(), err)
+		}
+	}
 	return true, nil
 }
 
