@@ -605,31 +605,43 @@ static inline void decline_ecn(struct __sk_buff *skb, __u32 at, const struct tcp
 }
 
 /*
+ * Where in a TCP header of so many bytes the timestamps are, or 0. A global
+ * function is verified by itself, once, and not for each way out of its loop.
+ */
+__attribute__((noinline)) int decoynet_timestamps(struct __sk_buff *skb, __u32 tcp, __u32 end)
+{
+	struct { __u8 kind, len; } option;
+	__u32 pos = sizeof(struct tcp);
+	int i;
+
+	for (i = 0; i < 40; i++) {
+		if (pos + 10 > end || bpf_skb_load_bytes(skb, tcp + pos, &option, sizeof(option)))
+			return 0;
+		if (option.kind == TCPOPT_NOP) {
+			pos++;
+			continue;
+		}
+		if (option.kind == TCPOPT_TIMESTAMP && option.len == 10)
+			return pos;
+		if (option.kind == TCPOPT_EOL || option.len < 2)
+			return 0;
+		pos += option.len;
+	}
+	return 0;
+}
+
+/*
  * Takes the timestamps out of a SYN, so that they are never agreed on, by putting
- * NOPs in their place. The sum wants an even beginning and whole words: a word
- * that begins up to two bytes before the option.
+ * NOPs in their place. The checksum wants an even beginning and whole words: so
+ * up to two bytes before the option belong to the piece.
  */
 static inline void decline_timestamps(struct __sk_buff *skb, __u32 at, const struct tcp *tcp)
 {
-	__u32 pos = sizeof(*tcp), end = (tcp->offset >> 4) * 4;
-	struct { __u8 kind, len; } option;
+	__u32 pos = decoynet_timestamps(skb, at, (tcp->offset >> 4) * 4);
 	__u8 old[12], new[12];
 	__s64 diff;
-	int i;
 
-	for (i = 0; i < 20 && pos + 10 <= end; i++) {
-		if (bpf_skb_load_bytes(skb, at + pos, &option, sizeof(option)) || option.kind == TCPOPT_EOL)
-			return;
-		if (option.kind == TCPOPT_TIMESTAMP && option.len == 10)
-			break;
-		if (option.kind == TCPOPT_NOP)
-			pos++;
-		else if (option.len < 2)
-			return;
-		else
-			pos += option.len;
-	}
-	if (i == 20 || pos + 10 > end)
+	if (!pos)
 		return;
 	__builtin_memset(new, TCPOPT_NOP, sizeof(new));
 	pos -= pos & 1 ? 1 : 2;
