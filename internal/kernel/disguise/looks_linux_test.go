@@ -49,7 +49,7 @@ func TestNmapSees(t *testing.T) {
 			l.apply(t, p)
 			l.echo(t)
 			seen := l.capture(t)
-			out := netnstest.Run(t, l.Intruder, "nmap", "-O", "--osscan-guess", "--max-os-tries", "2", "-d", "-n", "-Pn", "-p", "7,9", "192.0.2.101")
+			out := netnstest.Run(t, l.Intruder, "nmap", "-O", "--osscan-guess", "--max-os-tries", "1", "-d", "-n", "-Pn", "-p", "7,9", "192.0.2.101")
 			t.Log(strings.Join(regexp.MustCompile(`(?m)^(OS details|Aggressive OS guesses|OS:SCAN).*$`).FindAllString(out, -1), "\n"))
 			if !regexp.MustCompile(c.details).MatchString(out) {
 				t.Errorf("nmap does not say %q:\n%s", c.details, out)

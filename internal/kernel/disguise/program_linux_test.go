@@ -151,3 +151,52 @@ func tcpFrame(flags byte, options, data []byte) []byte {
 	frame := append(append(append([]byte{}, lanMAC...), stranger...), 8, 0)
 	return append(append(frame, ip...), segment...)
 }
+
+// A SYN-ACK gets the order, the scale and the window of its personality, and the
+// checksums of both headers are right.
+func TestSynAck(t *testing.T) {
+	mss, nop, sack, stamps := []byte{2, 4, 5, 0xb4}, []byte{1}, []byte{4, 2}, []byte{8, 10, 1, 2, 3, 4, 5, 6, 7, 8}
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	scaled := func(n byte) []byte { return []byte{1, 3, 3, n} }
+	for _, c := range []struct {
+		name            string
+		personality     deception.Personality
+		window, becomes uint16
+		options, want   []byte
+	}{
+		{"all", "windows", 65535, 65535, join(mss, sack, stamps, scaled(10)), join(mss, scaled(8), sack, stamps)},
+		{"no stamps", "windows", 65535, 65535, join(mss, nop, nop, sack, scaled(7)), join(mss, scaled(7), nop, nop, sack)},
+		{"no SACK", "windows", 64240, 64240, join(mss, nop, nop, stamps, scaled(9)), join(mss, scaled(8), nop, nop, stamps)},
+		{"scale only", "windows", 65535, 65535, join(mss, scaled(14)), join(mss, scaled(8))},
+		{"no scale", "windows", 65535, 65392, join(mss, nop, nop, sack), join(mss, nop, nop, sack)},
+		{"nothing", "windows", 8192, 8192, mss, mss},
+		{"Windows itself", "windows", 65535, 65535, join(mss, scaled(8), nop, nop, sack), join(mss, scaled(8), nop, nop, sack)},
+		{"all", "linux", 65535, 65160, join(mss, sack, stamps, scaled(10)), join(mss, sack, stamps, scaled(7))},
+		{"no stamps", "linux", 65535, 64240, join(mss, nop, nop, sack, scaled(8)), join(mss, nop, nop, sack, scaled(7))},
+		{"small", "linux", 28960, 28960, join(mss, nop, nop, sack, scaled(2)), join(mss, nop, nop, sack, scaled(2))},
+		{"nothing", "linux", 1000, 1000, mss, mss},
+	} {
+		objs := loaded(t, Policy{Prefixes: prefixes("203.0.113.1/32"), Personality: c.personality})
+		frame := tcpFrame(2|16, c.options, nil) // from the decoy, in this case
+		set := func(f []byte, window uint16) {
+			binary.BigEndian.PutUint16(f[48:], window)
+			binary.BigEndian.PutUint16(f[50:], 0)
+			pseudo := append(append([]byte{}, f[26:34]...), 0, unix.IPPROTO_TCP, 0, byte(len(f)-34))
+			binary.BigEndian.PutUint16(f[50:], ^sum(append(pseudo, f[34:]...)))
+		}
+		set(frame, c.window)
+		want := tcpFrame(2|16, c.want, nil)
+		set(want, c.becomes)
+		o := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+		if _, err := objs.DecoynetOut.Run(&o); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(o.DataOut[34:], want[34:]) {
+			t.Errorf("%s, %s: the segment becomes\n%x, want\n%x", c.personality, c.name, o.DataOut[34:], want[34:])
+		}
+		if err := checksums(o.DataOut); err != nil {
+			t.Errorf("%s, %s: %v", c.personality, c.name, err)
+		}
+		objs.Close()
+	}
+}

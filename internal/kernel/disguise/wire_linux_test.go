@@ -163,6 +163,14 @@ func TestARP(t *testing.T) {
 		}
 	}
 
+	// A tagged frame is another network's, whatever it says.
+	tagged := arpFrame(request, own, stranger, stranger, "192.0.2.77", decoy)
+	tagged = append(append(append([]byte{}, tagged[:12]...), 0x81, 0, 0, 110), tagged[12:]...)
+	wire.send(tagged)
+	if lan.receive(isARP(request, "192.0.2.77")) != nil {
+		t.Error("a frame with a VLAN tag comes to a segment that has none")
+	}
+
 	// Before an address is taken it is asked for, from nobody (RFC 5227).
 	lan.send(arpFrame(request, broadcast, l.want.MAC, l.want.MAC, "0.0.0.0", decoy))
 	got := wire.receive(isARP(request, "0.0.0.0"))
