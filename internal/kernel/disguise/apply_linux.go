@@ -28,6 +28,15 @@ type place struct {
 	index int
 }
 
+// is tells whether two places are one, however their namespace was opened.
+func (p place) is(o place) bool {
+	if p.index != o.index || p.ns == nil || o.ns == nil {
+		return false
+	}
+	same, err := p.ns.Same(o.ns)
+	return err == nil && same
+}
+
 // Apply makes the decoys look as desired. It is idempotent: what stands is told
 // by its name, whoever made it, and left. Without policies nothing of ours
 // stands.
@@ -57,6 +66,11 @@ func (d *Disguise) apply(ctx context.Context, want Desired, t table, st *Status)
 	if err != nil {
 		return err
 	}
+	lower := hooks[0].link
+	if st.MACs && lower.Type() == "macvlan" {
+		return fmt.Errorf("%w: %s is a macvlan, which takes no frames for other MAC addresses; as the parent name the device that it stands on",
+			ErrInvalid, lower.Attrs().Name)
+	}
 	if err := d.leaveOld(want, st); err != nil {
 		return err
 	}
@@ -66,7 +80,6 @@ func (d *Disguise) apply(ctx context.Context, want Desired, t table, st *Status)
 	if err := attach(want, t, hooks, st); err != nil {
 		return err
 	}
-	lower := hooks[0].link
 	if !st.MACs {
 		d.lower = place{}
 		err := d.receiveOwn(want.LowerNS, lower)
@@ -74,10 +87,6 @@ func (d *Disguise) apply(ctx context.Context, want Desired, t table, st *Status)
 			d.bare = devices
 		}
 		return err
-	}
-	if lower.Type() == "macvlan" {
-		return fmt.Errorf("%w: %s is a macvlan, which takes no frames for other MAC addresses; as the parent name the device that it stands on",
-			ErrInvalid, lower.Attrs().Name)
 	}
 	d.lower = place{want.LowerNS, want.Lower}
 	return d.receiveAll(want, lower, st)
@@ -211,7 +220,7 @@ func detach(st *Status, h hook) error {
 
 // leaveOld takes back what stands on a device that is below the segment no more.
 func (d *Disguise) leaveOld(want Desired, st *Status) error {
-	if d.lower.ns == nil || d.lower == (place{want.LowerNS, want.Lower}) {
+	if d.lower.ns == nil || d.lower.is(place{want.LowerNS, want.Lower}) {
 		return nil
 	}
 	old := d.lower
@@ -219,7 +228,7 @@ func (d *Disguise) leaveOld(want Desired, st *Status) error {
 	err := d.letGo()
 	h := hook{parent: netlink.HANDLE_MIN_INGRESS}
 	if h.find(old.ns, old.index, want.Segment) != nil {
-		return err // the device is gone, and all that hung on it
+		return err // the device or its namespace is gone, and all that hung there
 	}
 	return errors.Join(err, detach(st, h), d.receiveOwn(old.ns, h.link))
 }

@@ -1,6 +1,7 @@
 package disguise
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"decoynet/deception"
+	"decoynet/internal/kernel/link"
+	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/netns/netnstest"
 )
 
@@ -233,5 +236,64 @@ func TestPersonalitiesKeepConnectionsRight(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A namespace that was opened again is the same, and a parent that changes leaves
+// nothing on the old one.
+func TestParentChanges(t *testing.T) {
+	t.Parallel()
+	l := newDecoyLAN(t)
+	l.apply(t, everything())
+	again, err := netns.Open(l.Host.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.want.LowerNS = again
+	if st := l.apply(t, everything()); len(st.Changes) != 0 {
+		t.Errorf("a namespace opened again changes %v", st.Changes)
+	}
+	l.want.LowerNS = l.Host
+	l.apply(t, everything())
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	netnstest.IP(t, l.Host, "link add eth1 type veth peer name eth1p")
+	netnstest.IP(t, l.Host, "link set eth1 up")
+	netnstest.IP(t, l.Host, "link set eth1p up")
+	st, err := link.Apply(t.Context(), l.Host, l.seg, link.Desired{Segment: "office", Parent: "eth1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.want.Link, l.want.MAC, l.want.Lower = st.Index, st.MAC, st.ParentIndex
+	l.apply(t, everything())
+	if out := netnstest.Run(t, l.Host, "tc", "qdisc", "show", "dev", "eth0"); strings.Contains(out, "clsact") {
+		t.Errorf("on the old parent is left\n%s", out)
+	}
+	if out := netnstest.Run(t, l.Host, "tc", "filter", "show", "dev", "eth1", "ingress"); !strings.Contains(out, "decoynet office") {
+		t.Errorf("on the new parent is\n%s", out)
+	}
+
+	// A macvlan is given no frames but its own.
+	netnstest.IP(t, l.Host, "link add mv0 link eth0 type macvlan mode bridge")
+	netnstest.IP(t, l.Host, "link set mv0 up")
+	if st, err = link.Apply(t.Context(), l.Host, l.seg, link.Desired{Segment: "office", Parent: "mv0"}); err != nil {
+		t.Fatal(err)
+	}
+	l.want.Link, l.want.MAC, l.want.Lower = st.Index, st.MAC, st.ParentIndex
+	if _, err := l.looks.Apply(t.Context(), l.want); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "mv0 is a macvlan") {
+		t.Errorf("on a macvlan: %v", err)
+	}
+
+	// A parent that is gone took all of ours with it.
+	netnstest.IP(t, l.Host, "link del eth1")
+	l.want.Policies = nil
+	if _, err := l.looks.Apply(t.Context(), l.want); err != nil {
+		t.Errorf("after the parent went: %v", err)
+	}
+	l.want.Lower = 4711
+	if _, err := l.looks.Apply(t.Context(), l.want); err == nil {
+		t.Error("a parent that is not there is no error")
 	}
 }

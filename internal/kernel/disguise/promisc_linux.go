@@ -40,7 +40,7 @@ func (d *Disguise) receiveAll(want Desired, lower netlink.Link, st *Status) erro
 		return nil
 	}
 	here := place{want.LowerNS, want.Lower}
-	if d.promisc == nil || d.promisc.place != here {
+	if d.promisc == nil || !d.promisc.place.is(here) {
 		p, err := join(want.LowerNS, want.Lower)
 		if err != nil {
 			return fmt.Errorf("make %s receive all frames: %w", lower.Attrs().Name, err)
