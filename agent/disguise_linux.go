@@ -21,9 +21,13 @@ func (s *segment) disguise(ctx context.Context) error {
 	for i := range s.plan.looks {
 		s.plan.looks[i].Seed = seed
 	}
+	lower := s.agent.host
+	if s.linkStatus.InTrunk {
+		lower = s.agent.trunk
+	}
 	s.looksStatus, err = s.looks.Apply(ctx, disguise.Desired{
 		Segment: s.name, NS: s.ns, Link: s.linkStatus.Index, MAC: s.linkStatus.MAC,
-		LowerNS: s.agent.host, Lower: s.linkStatus.ParentIndex, Policies: s.plan.looks,
+		LowerNS: lower, Lower: s.linkStatus.LowerIndex, Policies: s.plan.looks,
 	})
 	if err != nil {
 		return fmt.Errorf("disguise decoys: %w", err)
