@@ -20,7 +20,9 @@ type Facts struct {
 	Release      string
 	Features     []trial.Result
 	Capabilities []string // that are missing
+	VLANModule   bool     // the modules of this kernel hold 8021q, or it is built in
 	Unsynced     bool     // the clock
+	Maker        string   // of this machine, as its firmware says: tells hypervisors apart
 
 	// The document, nil without one.
 	State *deception.State
@@ -254,6 +256,11 @@ func (f *Facts) segments() []deception.Segment {
 		}
 	}
 	return out
+}
+
+// vlanSegments are those whose frames carry a tag on their NIC.
+func (f *Facts) vlanSegments() []deception.Segment {
+	return slices.DeleteFunc(f.segments(), func(s deception.Segment) bool { return s.VLAN == 0 })
 }
 
 // zones are the state's.

@@ -17,6 +17,7 @@ var parts = map[trial.Feature]struct{ config, modules, why string }{
 	trial.Namespaces:  {"CONFIG_NET_NS", "", "every segment lives in one"},
 	trial.Veth:        {"CONFIG_VETH", "veth", "the kernel path joins a segment to this host by one"},
 	trial.Macvlan:     {"CONFIG_MACVLAN", "macvlan", "a segment stands on its NIC by one"},
+	trial.VLAN:        {"CONFIG_VLAN_8021Q", "8021q", "segments with `vlan` stand on its devices"},
 	trial.Containment: {"CONFIG_NF_TABLES_INET, NFT_SOCKET, NFT_FIB_INET, NFT_LOG", "nf_tables nft_socket nft_fib_inet nft_log", "without it nothing keeps services inside their zone"},
 	trial.KernelPath:  {"CONFIG_NF_CONNTRACK, NFT_NAT, NFT_CT", "nf_conntrack nft_chain_nat nft_ct", "decoys with `path: kernel` need it"},
 	trial.Events:      {"CONFIG_NF_CT_NETLINK, NF_CONNTRACK_EVENTS", "nf_conntrack_netlink", "sessions of `path: kernel` are recorded from them"},
@@ -42,6 +43,11 @@ func judgeKernel(f *Facts) []Finding {
 		}
 		severity := Problem
 		switch r.Feature {
+		case trial.VLAN:
+			if len(f.vlanSegments()) > 0 {
+				out = append(out, missingVLAN(f, r))
+			}
+			continue
 		case trial.Veth, trial.KernelPath, trial.Events:
 			if len(kernelUses(f.State)) == 0 {
 				severity = Note
@@ -61,6 +67,21 @@ func missing(r trial.Result, severity Severity) Finding {
 	}
 	if p.modules != "" {
 		out.Fix = "modprobe -a " + p.modules
+	}
+	return out
+}
+
+// missingVLAN is for a kernel without VLAN devices. Every Debian kernel has the
+// module; where this one's modules lack it, it is another kernel, or its modules
+// went with an upgrade that nobody has booted yet.
+func missingVLAN(f *Facts, r trial.Result) Finding {
+	out := missing(r, Problem)
+	out.What = fmt.Sprintf("this kernel has no VLAN devices (%s, module 8021q): %v", parts[r.Feature].config, r.Err)
+	out.Fix = "modprobe 8021q && echo 8021q > /etc/modules-load.d/8021q.conf"
+	if !f.VLANModule {
+		out.What += fmt.Sprintf("; /lib/modules/%s holds no 8021q", f.Release)
+		out.Fix = "apt-get install linux-image-amd64 && reboot"
+		out.Why += "; Debian's kernels have the module, linux-image-cloud-amd64 as well"
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -78,6 +79,14 @@ func (r *reader) readMachine() {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err == nil {
 		r.facts.Release = unix.ByteSliceToString(name.Release[:])
+	}
+	for _, list := range []string{"modules.dep", "modules.builtin"} {
+		text, err := os.ReadFile(filepath.Join("/lib/modules", r.facts.Release, list))
+		r.facts.VLANModule = r.facts.VLANModule || err == nil && bytes.Contains(text, []byte("/8021q.ko"))
+	}
+	for _, part := range []string{"sys_vendor", "product_name"} {
+		text, _ := os.ReadFile("/sys/class/dmi/id/" + part) // no firmware tells
+		r.facts.Maker = strings.TrimSpace(r.facts.Maker + " " + string(text))
 	}
 	missing, err := missingCapabilities()
 	if err != nil {

@@ -316,14 +316,20 @@ func explainCreate(err error, parent nic, links []nic) error {
 // lanMAC derives lan0's MAC address from this machine and the segment. The
 // parent's own address stands in where the machine has no identity.
 func (s *segment) lanMAC() (net.HardwareAddr, error) {
+	return SegmentMAC(s.parent.MAC, s.Node, s.Segment)
+}
+
+// SegmentMAC returns the MAC address that lan0 of the segment has, or will have.
+// parent is the address of its NIC, node as in Desired.
+func SegmentMAC(parent, node, segment string) (net.HardwareAddr, error) {
 	id, err := MachineID()
 	if err != nil {
 		return nil, err
 	}
 	if id == "" {
-		id = s.parent.MAC
+		id = parent
 	}
-	return hardwareAddr("lan", id, s.Node, s.Segment), nil
+	return hardwareAddr("lan", id, node, segment), nil
 }
 
 // machineID returns the first identity found, or "" if there is none: see

@@ -42,6 +42,9 @@ func Links(ns *netns.NS) ([]Link, error) {
 			Loopback: a.RawFlags&unix.IFF_LOOPBACK != 0,
 			Ethernet: a.EncapType == "ether", Wireless: wireless(a.Name, a.Index),
 		}
+		if v, ok := l.(*netlink.Vlan); ok {
+			n.VLAN = uint16(v.VlanId)
+		}
 		if a.NetNsID == -1 {
 			n.Parent = a.ParentIndex
 		}

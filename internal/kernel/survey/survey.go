@@ -24,7 +24,8 @@ type Link struct {
 	Loopback   bool
 	Master     string // bridge, bond, ... that it is a port of
 	MasterKind string
-	Parent     int // index of the link below it, where that is in this namespace
+	VLAN       uint16 // the tag of a VLAN device; 0 for any other link
+	Parent     int    // index of the link below it, where that is in this namespace
 	Addrs      []netip.Prefix
 }
 

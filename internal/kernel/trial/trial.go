@@ -12,6 +12,7 @@ const (
 	Namespaces  Feature = "network namespaces"
 	Veth        Feature = "veth"
 	Macvlan     Feature = "macvlan"
+	VLAN        Feature = "802.1Q"              // segments with a VLAN tag
 	Containment Feature = "nftables"            // the rules at a zone's link
 	KernelPath  Feature = "nftables DNAT"       // translations and connection tracking
 	Events      Feature = "connection events"   // sessions of the kernel path

@@ -80,6 +80,7 @@ func Run(ctx context.Context) []Result {
 		err = macvlan(ctx, host, seg)
 	}
 	add(Macvlan, err)
+	add(VLAN, vlan(host))
 	add(Containment, containment(ctx, host))
 	add(KernelPath, kernelPath(ctx, host, seg))
 	add(Events, events(ctx, seg))
@@ -116,6 +117,25 @@ func pair(ns *netns.NS) error {
 func macvlan(ctx context.Context, host, seg *netns.NS) error {
 	_, err := link.Apply(ctx, host, seg, link.Desired{Segment: segment, Parent: nic, Uplink: true})
 	return err
+}
+
+// vlan makes a VLAN device, which loads the kernel's module for them where that is
+// one.
+func vlan(host *netns.NS) error {
+	h, err := host.Handle()
+	if err != nil {
+		return err
+	}
+	lower, err := h.LinkByName(nic)
+	if err != nil {
+		return fmt.Errorf("look for %s: %w", nic, err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = "trial2", lower.Attrs().Index
+	if err := h.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: 2, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}); err != nil {
+		return fmt.Errorf("make a VLAN device: %w", err)
+	}
+	return nil
 }
 
 func containment(ctx context.Context, host *netns.NS) error {
