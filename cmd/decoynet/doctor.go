@@ -27,8 +27,19 @@ import (
 // segments they take some seconds.
 const doctorTimeout = 2 * time.Minute
 
+// maxListen bounds how long frames are counted.
+const maxListen = 10 * time.Minute
+
+// lookout is how the networks of segments are looked at.
+type lookout struct {
+	listen   time.Duration
+	passive  bool
+	progress func(string) // nil: nobody wants to know
+}
+
 func doctorCommand() *cobra.Command {
 	var file, data, output string
+	var how lookout
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Name the cause of what does not work here, and the command that mends it",
@@ -38,16 +49,29 @@ func doctorCommand() *cobra.Command {
 			"On a machine with a document, or with segments or zones: looks at the kernel and its settings, asks the LAN whether\n" +
 			"frames pass and whether decoy addresses are free, and asks every service as an intruder would.\n" +
 			"Nothing is changed, and no server gets a connection to log.\n" +
+			"At NICs with VLAN segments it listens for tags (the NIC is promiscuous meanwhile; --listen 65s hears LLDP and CDP too), and\n" +
+			"sends in each VLAN: ARP or neighbour questions to its gateways and for decoy addresses from the NIC's and the segment's MAC\n" +
+			"address, from no address at first, then from a decoy's that nobody has; where that is answered, some pings to the gateway.\n" +
+			"That is about 20 frames and as many as it has decoys, 4,096 at most at a NIC, never more than 1,000 a second. A switch port\n" +
+			"whose port security shuts it down for a second MAC address does so then, as it would for decoys: --passive sends nothing there.\n" +
 			"With the document of the decoynet that runs, or that of -c. Exits with 1 where there is a problem.",
 		Args: cobra.NoArgs,
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "the document (default: that of the decoynet that runs)")
 	dataFlag(c, &data)
 	outputFlag(c, &output, "text", "json")
+	c.Flags().DurationVar(&how.listen, "listen", 5*time.Second, "how long to listen for VLAN tags, at most 10m")
+	c.Flags().BoolVar(&how.passive, "passive", false, "send nothing on the networks of the segments")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), doctorTimeout)
+		if how.listen < 0 || how.listen > maxListen {
+			return &exitError{2, fmt.Errorf("--listen %s is out of range; a duration from 0 to %s", how.listen, maxListen)}
+		}
+		if output != "json" {
+			how.progress = func(what string) { fmt.Fprintln(cmd.ErrOrStderr(), what) }
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), doctorTimeout+how.listen)
 		defer cancel()
-		findings, err := examine(ctx, file, data, cmd.Flags().Changed("data"))
+		findings, err := examine(ctx, file, data, cmd.Flags().Changed("data"), how)
 		if err != nil {
 			return err
 		}
@@ -67,23 +91,23 @@ func doctorCommand() *cobra.Command {
 }
 
 // examine chooses the checks by who tells this machine what to run.
-func examine(ctx context.Context, file, data string, dataGiven bool) ([]doctor.Finding, error) {
+func examine(ctx context.Context, file, data string, dataGiven bool, how lookout) ([]doctor.Finding, error) {
 	if file != "" || !isNode(data) {
-		return kernelChecks(ctx, file, data, dataGiven)
+		return kernelChecks(ctx, file, data, dataGiven, how)
 	}
 	running, err := runningStatus(ctx, data)
 	if err != nil {
 		return nil, err
 	}
 	if running != nil && running.Document != managedOrigin {
-		return kernelChecks(ctx, file, data, dataGiven)
+		return kernelChecks(ctx, file, data, dataGiven, how)
 	}
 	facts := enrolled.Read(ctx, enrolledSubject(data, running))
 	findings := enrolled.Judge(facts)
 	if facts.State == nil {
 		return findings, nil
 	}
-	more, err := nodeKernelChecks(ctx, data, facts.State, running)
+	more, err := nodeKernelChecks(ctx, data, facts.State, running, how)
 	if err != nil {
 		return nil, err
 	}

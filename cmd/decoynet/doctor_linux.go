@@ -16,17 +16,17 @@ import (
 
 // kernelChecks looks at the kernel's roles of this machine: those of the document,
 // or of the decoynet that runs; without either, at the machine only.
-func kernelChecks(ctx context.Context, file, data string, dataGiven bool) ([]doctor.Finding, error) {
+func kernelChecks(ctx context.Context, file, data string, dataGiven bool, how lookout) ([]doctor.Finding, error) {
 	subject, err := doctorSubject(ctx, file, data, dataGiven)
 	if err != nil {
 		return nil, err
 	}
-	return examineKernel(ctx, subject)
+	return examineKernel(ctx, subject, how)
 }
 
 // nodeKernelChecks looks at the kernel's roles that a controller gives this node. What
 // the node's own checks say already is left out.
-func nodeKernelChecks(ctx context.Context, data string, state *deception.State, running *status) ([]doctor.Finding, error) {
+func nodeKernelChecks(ctx context.Context, data string, state *deception.State, running *status, how lookout) ([]doctor.Finding, error) {
 	if !asked(state) {
 		return nil, nil
 	}
@@ -38,11 +38,12 @@ func nodeKernelChecks(ctx context.Context, data string, state *deception.State, 
 		}
 		s.Running = runningFacts(running, segments)
 	}
-	findings, err := examineKernel(ctx, s)
+	findings, err := examineKernel(ctx, s, how)
 	return slices.DeleteFunc(findings, func(f doctor.Finding) bool { return f.Check == "data" || f.Check == "running" }), err
 }
 
-func examineKernel(ctx context.Context, s doctor.Subject) ([]doctor.Finding, error) {
+func examineKernel(ctx context.Context, s doctor.Subject, how lookout) ([]doctor.Finding, error) {
+	s.Listen, s.Passive, s.Progress = how.listen, how.passive, how.progress
 	facts, err := doctor.Read(ctx, s)
 	if err != nil {
 		return nil, err

@@ -12,10 +12,10 @@ import (
 
 // kernelChecks has no kernel to look at: a machine of this platform is a node of a
 // controller, or has nothing to run.
-func kernelChecks(ctx context.Context, _, data string, _ bool) ([]doctor.Finding, error) {
+func kernelChecks(ctx context.Context, _, data string, _ bool, _ lookout) ([]doctor.Finding, error) {
 	return enrolled.Judge(enrolled.Read(ctx, enrolledSubject(data, nil))), nil
 }
 
-func nodeKernelChecks(context.Context, string, *deception.State, *status) ([]doctor.Finding, error) {
+func nodeKernelChecks(context.Context, string, *deception.State, *status, lookout) ([]doctor.Finding, error) {
 	return nil, nil
 }

@@ -45,7 +45,7 @@ func Judge(f *Facts) []Finding {
 	var out []Finding
 	for _, judge := range []func(*Facts) []Finding{
 		judgeKernel, judgeCapabilities, judgeRunning, judgeLeftovers, judgeData, judgeLimits, judgeClock,
-		judgeParents, judgeLAN, judgeConflicts,
+		judgeParents, judgeTrunks, judgeLAN, judgeConflicts,
 		judgeZones, judgeServices, judgeReversePath, judgeForwarding, judgeKernelPath, judgeFilters, judgeBridges,
 		judgeNeighbours, judgeListeners, judgeUnread,
 	} {

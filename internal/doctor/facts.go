@@ -45,6 +45,7 @@ type Facts struct {
 	Neighbour NeighbourTable
 
 	Segments    []SegmentFacts
+	Trunks      []TrunkFacts // NICs of segments that have a tag
 	Services    []ServiceProbe
 	KernelPaths []KernelProbe
 	Routes      map[netip.Addr]survey.Route // to the services
@@ -126,6 +127,7 @@ type SegmentFacts struct {
 	Total  uint64
 	// Conflicts are decoy addresses that somebody else answers for.
 	Conflicts []Conflict
+	VLAN      *VLANFacts // nil for a segment without a tag
 }
 
 // LANProbe is whether frames pass between the LAN and a MAC address of ours.

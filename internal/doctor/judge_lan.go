@@ -14,8 +14,20 @@ import (
 // judgeParents looks at the NICs that segments stand on.
 func judgeParents(f *Facts) []Finding {
 	var out []Finding
+	trunks := map[string]bool{}
 	for _, s := range f.segments() {
-		out = append(out, judgeParent(f, s))
+		found := judgeParent(f, s)
+		if s.VLAN != 0 { // once for all VLANs
+			if trunks[s.Parent] {
+				continue
+			}
+			trunks[s.Parent] = true
+			found.Subject = s.Parent
+			if len(f.vlansOf(s.Parent)) == 1 {
+				found.Subject = s.Name
+			}
+		}
+		out = append(out, found)
 	}
 	return out
 }
@@ -35,6 +47,10 @@ func judgeParent(f *Facts, s deception.Segment) Finding {
 		return bad("is no Ethernet interface", "a segment needs a NIC that carries frames of further MAC addresses", rename("NIC"), OnDocument)
 	case p.Wireless:
 		return bad("is wireless", "an access point drops frames of any MAC address but the station's own", rename("a wired NIC"), OnDocument)
+	case p.Master != "" && p.MasterKind != "vrf" && s.VLAN != 0:
+		// A VLAN device comes before the port's master in the kernel.
+		return bad(fmt.Sprintf("is a port of the %s %s", p.MasterKind, p.Master),
+			"a segment's VLAN would be taken away from what is behind it", rename(p.Master), OnDocument)
 	case p.Master != "" && p.MasterKind == "openvswitch":
 		return bad("is a port of an Open vSwitch", "its frames go to the switch alone",
 			fmt.Sprintf("ovs-vsctl add-port BRIDGE %[1]s -- set interface %[1]s type=internal", "decoys0"), "")
@@ -129,6 +145,7 @@ const manyConflicts = 64
 // judgeConflicts tells which decoys are somebody else's addresses.
 func judgeConflicts(f *Facts) []Finding {
 	var out []Finding
+	vlans := SegmentFacts{Name: "VLANs"} // all together: there may be hundreds
 	for _, s := range f.Segments {
 		byMAC := map[string][]deception.AddrRange{}
 		for _, c := range s.Conflicts {
@@ -137,20 +154,31 @@ func judgeConflicts(f *Facts) []Finding {
 		for mac, addrs := range byMAC {
 			out = append(out, conflict(f.State, s.Name, mac, deception.SortRanges(addrs)))
 		}
-		if s.Probed == 0 {
+		if s.VLAN != nil {
+			vlans.Probed, vlans.Total = vlans.Probed+s.Probed, vlans.Total+s.Total
+			vlans.Conflicts = append(vlans.Conflicts, s.Conflicts...)
 			continue
 		}
-		what := fmt.Sprintf("%d decoy addresses asked for, nobody else has one", s.Probed)
-		if len(s.Conflicts) > 0 {
-			what = fmt.Sprintf("%d decoy addresses asked for, %d are somebody else's", s.Probed, len(s.Conflicts))
-		}
-		if s.Probed < s.Total {
-			what += fmt.Sprintf("; %d more were not asked for, to be quick and quiet", s.Total-s.Probed)
-		}
-		out = append(out, Finding{Check: "conflicts", Subject: s.Name, Severity: OK, What: what})
+		out = append(out, askedFor(&s)...)
 	}
+	out = append(out, askedFor(&vlans)...)
 	slices.SortStableFunc(out, func(a, b Finding) int { return strings.Compare(a.What, b.What) })
 	return out
+}
+
+// askedFor says how many decoy addresses were asked for.
+func askedFor(s *SegmentFacts) []Finding {
+	if s.Probed == 0 {
+		return nil
+	}
+	what := fmt.Sprintf("%d decoy addresses asked for, nobody else has one", s.Probed)
+	if len(s.Conflicts) > 0 {
+		what = fmt.Sprintf("%d decoy addresses asked for, %d are somebody else's", s.Probed, len(s.Conflicts))
+	}
+	if s.Probed < s.Total {
+		what += fmt.Sprintf("; %d more were not asked for, to be quick and quiet", s.Total-s.Probed)
+	}
+	return []Finding{{Check: "conflicts", Subject: s.Name, Severity: OK, What: what}}
 }
 
 func conflict(state *deception.State, segment, mac string, addrs []deception.AddrRange) Finding {

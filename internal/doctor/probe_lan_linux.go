@@ -37,14 +37,18 @@ func (r *reader) readSegments(ctx context.Context) {
 	r.facts.Segments = make([]SegmentFacts, len(segments))
 	var wg sync.WaitGroup
 	for i, s := range segments {
+		r.facts.Segments[i].Name = s.Name
+		if s.VLAN != 0 {
+			continue // asked for at its trunk
+		}
 		wg.Go(func() {
 			out := &r.facts.Segments[i]
-			out.Name = s.Name
 			if err := r.readSegment(ctx, &s, out); err != nil {
 				r.unread("lan", s.Name, err)
 			}
 		})
 	}
+	r.readTrunks(ctx, &wg)
 	wg.Wait()
 }
 
@@ -71,7 +75,7 @@ func (r *reader) readSegment(ctx context.Context, s *deception.Segment, out *Seg
 		return err
 	}
 	defer far.close()
-	if !p.Carrier {
+	if !p.Carrier || r.Passive {
 		return nil
 	}
 	errPass := r.tryLAN(ctx, s, p, near, far, out)

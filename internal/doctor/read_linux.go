@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,10 @@ type Subject struct {
 	Data     string           // the data directory
 	Database string           // the session store in it
 	Socket   string           // where a decoynet of that data directory answers
+	// Listen is for how long frames are counted at the NICs of VLAN segments.
+	Listen   time.Duration
+	Passive  bool         // nothing is sent on the segments' networks
+	Progress func(string) // told what takes a while; may be nil
 }
 
 // Read collects the facts. It works in the caller's network namespace, sends a
@@ -176,7 +181,7 @@ func (r *reader) readOwned() {
 	}
 	if f.Running != nil {
 		for _, n := range names {
-			if !slices.ContainsFunc(f.Running.Segments, func(s RunningSegment) bool { return netns.SegmentName(s.Name) == n }) {
+			if n != trunkNamespace && !slices.ContainsFunc(f.Running.Segments, func(s RunningSegment) bool { return netns.SegmentName(s.Name) == n }) {
 				f.Leftovers = append(f.Leftovers, leftoverNamespace+n)
 			}
 		}

@@ -39,11 +39,20 @@ func openWire(ns *netns.NS, index int, mac net.HardwareAddr, ignore []net.Hardwa
 		w.ignore[m.String()] = true
 	}
 	var err error
-	if w.arp, err = packetSocket(ns, unix.SOCK_RAW, index, etherARP, nil); err != nil {
+	// Where the link is a trunk, the kernel shows frames of VLANs that it has no
+	// device for without their tags, and as if they were for another host.
+	if w.arp, err = packetSocket(ns, unix.SOCK_RAW, index, etherARP, []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: loadKind},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.PACKET_OTHERHOST, Jt: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}); err != nil {
 		return nil, err
 	}
 	// Neighbour advertisements only: a busy link has more IPv6 than that.
 	if w.nd, err = packetSocket(ns, unix.SOCK_RAW, index, etherIPv6, []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: loadKind},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.PACKET_OTHERHOST, Jt: 5},
 		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 20},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: protoICMPv6, Jf: 3},
 		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: etherHeader + 40},
