@@ -52,7 +52,7 @@ func doctorCommand() *cobra.Command {
 			"At NICs with VLAN segments it listens for tags (the NIC is promiscuous meanwhile; --listen 65s hears LLDP and CDP too), and\n" +
 			"sends in each VLAN: ARP or neighbour questions to its gateways and for decoy addresses from the NIC's and the segment's MAC\n" +
 			"address, from no address at first, then from a decoy's that nobody has; where that is answered, some pings to the gateway.\n" +
-			"That is about 20 frames and as many as it has decoys, 4,096 at most at a NIC, never more than 1,000 a second. A switch port\n" +
+			"That is about 20 frames and as many as it has decoys, 2,048 at most at a NIC, never more than 500 a second. A switch port\n" +
 			"whose port security shuts it down for a second MAC address does so then, as it would for decoys: --passive sends nothing there.\n" +
 			"With the document of the decoynet that runs, or that of -c. Exits with 1 where there is a problem.",
 		Args: cobra.NoArgs,

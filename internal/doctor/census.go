@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -88,12 +87,4 @@ func (c *counter) host(a netip.Addr, vlan uint16) {
 			c.strays[s.Name] = append(known, Stray{vlan, a})
 		}
 	}
-}
-
-// result returns the census as it stands.
-func (c *counter) result() Census {
-	out := c.census
-	out.Tags, out.Stacks = maps.Clone(out.Tags), maps.Clone(out.Stacks)
-	out.Notices = slices.Clone(c.census.Notices)
-	return out
 }

@@ -83,9 +83,11 @@ func judgeTags(f *Facts, t *TrunkFacts) []Finding {
 		out.Fix, out.On = "switchport mode trunk; switchport trunk allowed vlan add "+vlanList(configured), t.switchPort()
 		return []Finding{out}
 	}
-	out.What = fmt.Sprintf("%s of %d VLANs heard%s", numbered("VLAN", heard), len(configured), during)
+	out.What = numbered("VLAN", heard) + " heard" + during
 	if len(heard) == 0 {
-		out.What = fmt.Sprintf("none of %d VLANs heard%s", len(configured), during)
+		out.What = "no VLAN of a segment heard" + during
+	} else if len(heard) < len(configured) {
+		out.What += fmt.Sprintf(", of %d that have segments", len(configured))
 	}
 	if len(further) > 0 {
 		out.What += "; without a segment: " + numbered("VLAN", further)
@@ -260,12 +262,23 @@ func judgeSilent(t *TrunkFacts, s *deception.Segment, v *VLANFacts) vlanCause {
 
 // judgePeers is for a VLAN that was heard.
 func judgePeers(f *Facts, t *TrunkFacts, s *deception.Segment, v *VLANFacts, causes *vlanCauses) {
-	i := slices.IndexFunc(v.Peers, func(p Peer) bool { return p.passes() })
-	if i < 0 {
-		i = slices.IndexFunc(v.Peers, func(p Peer) bool { return p.answered() })
+	tell := func(p Peer) bool { return p.answered() }
+	if slices.ContainsFunc(v.Peers, func(p Peer) bool { return p.passes() }) {
+		// Where one host is reached, it is not by the port that another is not.
+		tell = func(p Peer) bool { return p.passes() }
 	}
-	if i >= 0 {
-		causes.add(s, &v.Peers[i], judgePeer(f, t, &v.Peers[i]))
+	var said *vlanCause
+	var by *Peer
+	for i := range v.Peers {
+		if p := &v.Peers[i]; tell(*p) && (said == nil || said.severity == OK) {
+			cause := judgePeer(f, t, p)
+			if said == nil || cause.severity != OK {
+				said, by = &cause, p
+			}
+		}
+	}
+	if said != nil {
+		causes.add(s, by, *said)
 	} else if len(v.Peers) == 0 {
 		causes.add(s, nil, vlanCause{severity: OK, what: "%s is heard; nobody was asked there"})
 	}

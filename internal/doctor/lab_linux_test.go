@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,17 +30,20 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	programs = dir
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "decoynet"), "decoynet/cmd/decoynet")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build decoynet: %v\n%s", err, out)
-		os.RemoveAll(dir)
-		os.Exit(1)
-	}
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
+
+// build makes the program under test, once, for the tests that run it.
+var build = sync.OnceValue(func() error {
+	cmd := exec.Command("go", "build", "-o", filepath.Join(programs, "decoynet"), "decoynet/cmd/decoynet")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build decoynet: %w\n%s", err, out)
+	}
+	return nil
+})
 
 // patient is the office, with a document for its gateway.
 type patient struct {
@@ -88,6 +92,9 @@ var (
 
 func newPatient(t *testing.T, document string) *patient {
 	t.Helper()
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
 	l, top := labtest.Office(t)
 	dir := t.TempDir()
 	p := &patient{t: t, Topology: top, lab: l, data: filepath.Join(dir, "data"), file: filepath.Join(dir, "decoynet.yaml")}

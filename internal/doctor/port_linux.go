@@ -202,8 +202,11 @@ func (p *port) take(frame []byte, vlan uint16) {
 	}
 }
 
-// pace spaces the frames that are sent at a port, so that a switch's storm control
-// takes no notice.
+// portTick is the time between two frames that are sent at a port. All of its
+// VLANs may have one router, which polices how many questions reach it.
+const portTick = 2 * time.Millisecond
+
+// pace spaces the frames that are sent at a port.
 type pace struct {
 	mu   sync.Mutex // guards next
 	next time.Time
@@ -215,7 +218,7 @@ func (p *pace) wait(ctx context.Context) error {
 	if now := time.Now(); at.Before(now) {
 		at = now
 	}
-	p.next = at.Add(tick / perTick)
+	p.next = at.Add(portTick)
 	p.mu.Unlock()
 	select {
 	case <-ctx.Done():
@@ -245,13 +248,15 @@ func (p *port) send(ctx context.Context, vlan uint16, frame []byte) error {
 
 // question asks for an address's MAC address.
 type question struct {
-	vlan    uint16
-	from    net.HardwareAddr // the frame's source
-	reply   net.HardwareAddr // whom the answer is to be sent to
-	sender  netip.Addr       // who asks; the zero address for nobody
-	target  netip.Addr
-	retries int
+	vlan   uint16
+	from   net.HardwareAddr // the frame's source
+	reply  net.HardwareAddr // whom the answer is to be sent to
+	sender netip.Addr       // who asks; the zero address for nobody
+	target netip.Addr
 }
+
+// tries is how often a question is sent while it stays without an answer.
+const tries = 3
 
 func (q *question) frame() []byte {
 	var b []byte
@@ -278,7 +283,7 @@ func (p *port) ask(ctx context.Context, q question) (net.HardwareAddr, error) {
 	delete(p.answers, key)
 	p.mu.Unlock()
 	var mac net.HardwareAddr
-	for range 1 + q.retries {
+	for range tries {
 		if err := p.send(ctx, q.vlan, q.frame()); err != nil {
 			return nil, err
 		}

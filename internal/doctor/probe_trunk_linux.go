@@ -24,7 +24,7 @@ var trunkNamespace = netns.SegmentName("_trunk")
 
 // Bounds of what is asked at a trunk.
 const (
-	maxTrunkAsked = 4096 // decoy addresses of all its VLANs together
+	maxTrunkAsked = 2048 // decoy addresses of all its VLANs together
 	minVLANAsked  = 16   // of one VLAN, however many there are
 	maxGateways   = 4    // of one VLAN
 	maxHeardAsked = 2    // hosts that were heard, where no gateway answered
@@ -209,7 +209,7 @@ func (r *reader) decoyRanges(s *deception.Segment) []deception.AddrRange {
 // askPeer asks under the NIC's own MAC address and under the segment's, from
 // nobody's address, or from this host's where it has one in that VLAN.
 func (r *reader) askPeer(ctx context.Context, p *port, s *deception.Segment, peer *Peer, own []survey.Link) error {
-	q := question{vlan: s.VLAN, from: p.nic.MAC, reply: p.nic.MAC, target: peer.Addr, retries: 1}
+	q := question{vlan: s.VLAN, from: p.nic.MAC, reply: p.nic.MAC, target: peer.Addr}
 	for i := range own {
 		if a := hostSender(&own[i], peer.Addr); a.IsValid() && a.Is4() && peer.Addr.Is4() {
 			q.sender, q.from, q.reply = a, own[i].MAC, own[i].MAC
@@ -221,7 +221,7 @@ func (r *reader) askPeer(ctx context.Context, p *port, s *deception.Segment, pee
 	}
 	peer.NIC, peer.MAC = mac != nil, mac
 	segment := r.facts.segment(s.Name).MAC
-	mac, err = p.ask(ctx, question{vlan: s.VLAN, from: segment, reply: segment, target: peer.Addr, retries: 1})
+	mac, err = p.ask(ctx, question{vlan: s.VLAN, from: segment, reply: segment, target: peer.Addr})
 	if mac != nil {
 		peer.Second, peer.MAC = true, mac
 	}
@@ -239,7 +239,7 @@ func (r *reader) askAsDecoy(ctx context.Context, p *port, s *deception.Segment, 
 			return err
 		}
 		if peer.Decoy = decoy; decoy.IsValid() {
-			got, err := p.ask(ctx, question{vlan: s.VLAN, from: mac, reply: mac, sender: decoy, target: peer.Addr, retries: 1})
+			got, err := p.ask(ctx, question{vlan: s.VLAN, from: mac, reply: mac, sender: decoy, target: peer.Addr})
 			if err != nil {
 				return err
 			}
@@ -257,7 +257,7 @@ func (r *reader) askAsDecoy(ctx context.Context, p *port, s *deception.Segment, 
 		from, reply net.HardwareAddr
 		passed      *bool
 	}{{mac, p.nic.MAC, &peer.Out}, {p.nic.MAC, mac, &peer.Back}} {
-		got, err := p.ask(ctx, question{vlan: s.VLAN, from: way.from, reply: way.reply, target: peer.Addr, retries: 1})
+		got, err := p.ask(ctx, question{vlan: s.VLAN, from: way.from, reply: way.reply, target: peer.Addr})
 		if err != nil {
 			return err
 		}
@@ -269,14 +269,14 @@ func (r *reader) askAsDecoy(ctx context.Context, p *port, s *deception.Segment, 
 // freeDecoy returns a decoy address in the peer's subnet that nobody has
 // answered for three times (RFC 5227, section 1.1).
 func (r *reader) freeDecoy(ctx context.Context, p *port, s *deception.Segment, peer netip.Addr) (netip.Addr, error) {
-	const tries, probes = 4, 3
+	const candidates, probes = 4, 3
 	tried := 0
 	for _, n := range s.Subnets {
 		if !n.Prefix.Contains(peer) {
 			continue
 		}
 		for _, x := range r.decoyRanges(s) {
-			for a := x.From; tried < tries && n.Prefix.Contains(a) && x.Contains(a); a = a.Next() {
+			for a := x.From; tried < candidates && n.Prefix.Contains(a) && x.Contains(a); a = a.Next() {
 				tried++
 				found, err := p.taken(ctx, s.VLAN, p.nic.MAC, []netip.Addr{a}, probes)
 				if err != nil {
@@ -316,8 +316,11 @@ func (r *reader) measure(ctx context.Context, p *port, s *deception.Segment, pee
 	if ok, err := try(smallest); err != nil || !ok {
 		return err
 	}
-	for _, size := range append([]int{e.Full}, pingSizes...) {
-		if size > e.Full || size < smallest {
+	if ok, err := try(e.Full); err != nil || ok {
+		return err
+	}
+	for _, size := range pingSizes {
+		if size >= e.Full || size == smallest {
 			continue
 		}
 		if ok, err := try(size); err != nil || ok {

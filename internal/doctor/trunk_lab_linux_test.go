@@ -218,6 +218,8 @@ func (s *trunk) receive(frame []byte, vlan uint16) {
 		answers = r.arp(frame)
 	case 0x0800:
 		answers = r.echo(frame)
+	case 0x86dd:
+		answers = r.neighbour(frame)
 	}
 	for _, a := range answers {
 		if !r.toNIC || bytes.Equal(a[:6], s.nic) || a[0]&1 != 0 {
@@ -236,6 +238,28 @@ func (s *trunk) emit(vlan uint16, frame []byte) {
 	}
 }
 
+var (
+	everybody = net.HardwareAddr{255, 255, 255, 255, 255, 255}
+	stranger  = net.HardwareAddr{0, 0x1b, 0x54, 9, 9, 9} // a host somewhere
+)
+
+// talk has fn emit frames again and again until quiet is called.
+func (s *trunk) talk(fn func()) (quiet func()) {
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			fn()
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	return func() { close(stop); <-ended }
+}
+
 // arp answers as RFC 826 has it: to the hardware address in the question.
 func (r *router) arp(frame []byte) [][]byte {
 	a := frame[14:]
@@ -249,6 +273,24 @@ func (r *router) arp(frame []byte) [][]byte {
 func arpFrame(op byte, mac net.HardwareAddr, sender netip.Addr, to net.HardwareAddr, target netip.Addr) []byte {
 	b := slices.Concat(to, mac, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, op}, mac, sender.AsSlice(), to, target.AsSlice())
 	return append(b, make([]byte, 60-len(b))...)
+}
+
+// gatewayOf6 is the address that a router answers for in IPv6.
+func gatewayOf6(id uint16) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 6: byte(id >> 8), 7: byte(id), 15: 1})
+}
+
+// neighbour answers solicitations that name whom to answer (RFC 4861), which
+// those of duplicate address detection do not.
+func (r *router) neighbour(frame []byte) [][]byte {
+	ip := frame[14:]
+	if len(ip) < 72 || ip[6] != 58 || ip[40] != 135 || ip[64] != 1 || netip.AddrFrom16([16]byte(ip[48:64])) != gatewayOf6(uint16(r.mac[4])<<8|uint16(r.mac[5])) {
+		return nil
+	}
+	target, to := ip[48:64], ip[66:72]
+	body := slices.Concat([]byte{136, 0, 0, 0, 0xe0, 0, 0, 0}, target, []byte{2, 1}, r.mac)
+	packet := slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(body)), 58, 255}, target, ip[8:24], body) // the doctor reads no checksum
+	return [][]byte{slices.Concat(to, r.mac, []byte{0x86, 0xdd}, packet)}
 }
 
 // echo answers pings, in fragments where the gateway's MTU is small.
