@@ -54,6 +54,16 @@ func (t *TrunkFacts) native() (vlan uint16, who string) {
 	return 0, ""
 }
 
+// carried are the VLANs that the port carries, where the switch says that.
+func (t *TrunkFacts) carried() []uint16 {
+	for _, n := range t.Heard.Notices {
+		if len(n.VLANs) > 0 {
+			return n.VLANs
+		}
+	}
+	return nil
+}
+
 // judgeTags says which tags arrive, in one line.
 func judgeTags(f *Facts, t *TrunkFacts) []Finding {
 	var heard, further, configured []uint16
@@ -256,6 +266,12 @@ func judgeSilent(t *TrunkFacts, s *deception.Segment, v *VLANFacts) vlanCause {
 		out.severity = Note
 		out.what = "%s never showed a frame: the switch may not carry it on this port, or nobody is there"
 		out.why = "a document that names the segment's gateway lets it be asked"
+		if slices.ContainsFunc(s.Subnets, func(n deception.Subnet) bool { return n.Gateway.IsValid() }) {
+			out.why = "without --passive its gateway is asked; --listen listens for longer"
+		}
+	}
+	if carried := t.carried(); len(carried) > 0 && !slices.Contains(carried, s.VLAN) {
+		out.severity, out.what = Problem, fmt.Sprintf("%s; by LLDP the port carries %s", out.what, numbered("VLAN", carried))
 	}
 	return out
 }

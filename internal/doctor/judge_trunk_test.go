@@ -77,6 +77,19 @@ func TestJudgeTrunk(t *testing.T) {
 			"a gateway that answers no pings", func(f *Facts) { f.Segments[0].VLAN.Peers[0].Echo = Echo{Sent: true, Full: 1500} }, nil,
 		},
 		{
+			"silent, and nobody was asked", func(f *Facts) {
+				f.Segments[0].VLAN.Frames, f.Segments[0].VLAN.Peers = 0, nil
+			},
+			[]string{"note vlan servers: VLAN 110 never showed a frame: the switch may not carry it on this port, or nobody is there | switchport trunk allowed vlan add 110 @ the switch, at the port of eth0"},
+		},
+		{
+			"silent, and the switch says why", func(f *Facts) {
+				f.Segments[0].VLAN.Frames, f.Segments[0].VLAN.Peers[0] = 0, Peer{Gateway: true}
+				f.Trunks[0].Heard.Notices = []Notice{{Protocol: "LLDP", Switch: "core-1", Port: "7", VLANs: []uint16{120, 130}}}
+			},
+			[]string{"problem vlan servers: VLAN 110 never showed a frame, and its gateway answers nobody: the switch may not carry it on this port; by LLDP the port carries VLANs 120, 130 | switchport trunk allowed vlan add 110 @ switch core-1, port 7"},
+		},
+		{
 			"inside of another VLAN", func(f *Facts) {
 				f.Segments[0].VLAN.Frames, f.Segments[0].VLAN.Peers = 0, nil
 				f.Trunks[0].Heard.Stacks = map[Stack]uint64{{300, 110}: 7}

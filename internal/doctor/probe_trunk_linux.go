@@ -58,6 +58,9 @@ func (r *reader) readTrunk(ctx context.Context, t *TrunkFacts, segments []*decep
 	if nic == nil || !nic.Ethernet || nic.Loopback || !nic.Up || !nic.Carrier || len(nic.MAC) != 6 {
 		return nil // judged by what is known already
 	}
+	if r.Passive && r.Listen == 0 {
+		return nil
+	}
 	ours := r.ourMACs()
 	for _, s := range segments {
 		f := r.facts.segment(s.Name)
@@ -93,8 +96,11 @@ func (r *reader) readTrunk(ctx context.Context, t *TrunkFacts, segments []*decep
 	counted := p.close()
 	t.Heard = counted.census
 	for _, s := range segments {
-		v := r.facts.segment(s.Name).VLAN
-		v.Frames, v.Strays = t.Heard.Tags[s.VLAN], counted.strays[s.Name]
+		f := r.facts.segment(s.Name)
+		f.VLAN.Frames, f.VLAN.Strays = t.Heard.Tags[s.VLAN], counted.strays[s.Name]
+		if f.VLAN.Frames == 0 {
+			f.Probed, f.Total = 0, 0 // nobody can have heard the questions
+		}
 	}
 	return errors.Join(errs...)
 }

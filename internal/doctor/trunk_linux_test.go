@@ -96,6 +96,7 @@ func TestTrunkHealthy(t *testing.T) {
 // TestTrunkFaults has one of three VLANs fail, each time otherwise.
 func TestTrunkFaults(t *testing.T) {
 	t.Parallel()
+	outer := t
 	s := newTrunk(t)
 	s.vlan(110)
 	r := s.vlan(120)
@@ -119,8 +120,9 @@ func TestTrunkFaults(t *testing.T) {
 			s.change(func() {
 				c.fault.addr, c.fault.mac = r.addr, r.mac
 				*r = c.fault
+				s.t = t
 			})
-			s.t = t
+			t.Cleanup(func() { s.change(func() { s.t = outer }) })
 			f := s.only(s.examine(state(110, 120, 130)), doctor.Problem, "vlan120", c.want)
 			if !strings.Contains(f.Fix, c.fix) || !strings.Contains(f.On, c.on) {
 				t.Errorf("fix (%s): %s", f.On, f.Fix)
@@ -269,6 +271,11 @@ func TestTrunkPassive(t *testing.T) {
 			}
 		}
 	})
+	for _, f := range s.examine(state(110), passive, func(d *doctor.Subject) { d.Listen = 0 }) {
+		if f.Check == "trunk" || f.Check == "vlan" {
+			t.Errorf("neither listened nor asked, it says %q", f.What)
+		}
+	}
 	document := state(110)
 	document.Segments = append(document.Segments, deception.Segment{
 		Name: "office", Parent: "eth1", Subnets: []deception.Subnet{{Prefix: netip.MustParsePrefix("10.99.0.0/24")}},
