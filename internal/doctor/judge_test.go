@@ -64,7 +64,7 @@ func wellFacts(t *testing.T, path string) *Facts {
 		}},
 	}
 	for _, feature := range []trial.Feature{
-		trial.Namespaces, trial.Veth, trial.Macvlan, trial.VLAN, trial.Containment, trial.KernelPath, trial.Events, trial.Rules,
+		trial.Namespaces, trial.Veth, trial.Macvlan, trial.Containment, trial.KernelPath, trial.Events, trial.Rules,
 		trial.Transparent, trial.SKLookup, trial.TPROXY, trial.IPTables,
 	} {
 		f.Features = append(f.Features, trial.Result{Feature: feature})
@@ -103,21 +103,6 @@ func TestJudge(t *testing.T) {
 		{
 			name: "no macvlan", change: func(f *Facts) { feature(f, trial.Macvlan, broken) },
 			want: []string{"problem kernel macvlan: this kernel refuses macvlan (CONFIG_MACVLAN): operation not supported | modprobe -a macvlan"},
-		},
-		{name: "no 802.1Q, not needed", change: func(f *Facts) { feature(f, trial.VLAN, broken) }},
-		{
-			name: "no 802.1Q", change: func(f *Facts) {
-				feature(f, trial.VLAN, broken)
-				f.State.Segments[0].VLAN, f.VLANModule = 110, true
-			},
-			want: []string{"problem kernel 802.1Q: this kernel has no VLAN devices (CONFIG_VLAN_8021Q, module 8021q): operation not supported | modprobe 8021q && echo 8021q > /etc/modules-load.d/8021q.conf"},
-		},
-		{
-			name: "no 802.1Q, no module", change: func(f *Facts) {
-				feature(f, trial.VLAN, broken)
-				f.State.Segments[0].VLAN = 110
-			},
-			want: []string{"problem kernel 802.1Q: this kernel has no VLAN devices (CONFIG_VLAN_8021Q, module 8021q): operation not supported; /lib/modules/6.1.0 holds no 8021q | apt-get install linux-image-amd64 && reboot"},
 		},
 		{
 			name: "no conntrack, not needed", change: func(f *Facts) { feature(f, trial.Events, broken) },

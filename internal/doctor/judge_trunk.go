@@ -8,7 +8,23 @@ import (
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/kernel/trial"
 )
+
+// missingVLAN is for a kernel without VLAN devices. Every Debian kernel has the
+// module; where this one's modules lack it, it is another kernel, or its modules
+// went with an upgrade that nobody has booted yet.
+func missingVLAN(f *Facts, r trial.Result) Finding {
+	out := missing(r, Problem)
+	out.What = fmt.Sprintf("this kernel has no VLAN devices (%s, module 8021q): %v", parts[r.Feature].config, r.Err)
+	out.Fix = "modprobe 8021q && echo 8021q > /etc/modules-load.d/8021q.conf"
+	if !f.VLANModule {
+		out.What += fmt.Sprintf("; /lib/modules/%s holds no 8021q", f.Release)
+		out.Fix = "apt-get install linux-image-amd64 && reboot"
+		out.Why += "; Debian's kernels have the module, linux-image-cloud-amd64 as well"
+	}
+	return out
+}
 
 // judgeTrunks tells what arrives at the NICs of VLAN segments.
 func judgeTrunks(f *Facts) []Finding {

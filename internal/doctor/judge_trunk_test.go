@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/kernel/trial"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -47,6 +49,25 @@ func TestJudgeTrunk(t *testing.T) {
 	}{
 		{"well", func(*Facts) {}, nil},
 		{"not listened", func(f *Facts) { f.Trunks[0] = TrunkFacts{Parent: "eth0"} }, nil},
+		{
+			"no 802.1Q, not needed", func(f *Facts) {
+				f.Features = append(f.Features, trial.Result{Feature: trial.VLAN, Err: errors.New("operation not supported")})
+				f.State.Segments, f.Trunks = nil, nil
+			}, nil,
+		},
+		{
+			"no 802.1Q", func(f *Facts) {
+				f.Features = append(f.Features, trial.Result{Feature: trial.VLAN, Err: errors.New("operation not supported")})
+				f.VLANModule = true
+			},
+			[]string{"problem kernel 802.1Q: this kernel has no VLAN devices (CONFIG_VLAN_8021Q, module 8021q): operation not supported | modprobe 8021q && echo 8021q > /etc/modules-load.d/8021q.conf"},
+		},
+		{
+			"no 802.1Q, no module", func(f *Facts) {
+				f.Features = append(f.Features, trial.Result{Feature: trial.VLAN, Err: errors.New("operation not supported")})
+			},
+			[]string{"problem kernel 802.1Q: this kernel has no VLAN devices (CONFIG_VLAN_8021Q, module 8021q): operation not supported; /lib/modules/6.1.0 holds no 8021q | apt-get install linux-image-amd64 && reboot"},
+		},
 		{
 			"a bridge's port", func(f *Facts) { f.Links[1].Master, f.Links[1].MasterKind = "br0", "bridge" },
 			[]string{"problem parent eth0: eth0 is a port of the bridge br0 | segment servers: parent: br0 @ the document"},

@@ -20,7 +20,7 @@ import (
 )
 
 // trunkNamespace holds the VLAN devices of all trunks while decoynet runs.
-var trunkNamespace = netns.SegmentName("_trunk")
+var trunkNamespace = netns.Trunk
 
 // Bounds of what is asked at a trunk.
 const (
