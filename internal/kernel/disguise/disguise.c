@@ -291,7 +291,7 @@ static inline void out_arp(struct __sk_buff *skb)
  * Personalities. Only what keeps a connection correct is changed. A peer may be
  * told of less room than there is, never of more: the window of a SYN-ACK and the
  * window scale are lowered only, and the namespace's buffers make the kernel offer
- * at least what Windows does (see offerWindow). Windows is that of build 1709 and
+ * about what the personality does (see offerWindow). Windows is that of build 1709 and
  * later, which has no timestamps; see decline_timestamps.
  */
 #define WINDOWS_SCALE 8

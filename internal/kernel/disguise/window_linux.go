@@ -8,20 +8,24 @@ import (
 	"decoynet/internal/kernel/netns"
 )
 
-// The receive buffers with which Linux offers what Windows does. Half of a new
-// socket's is its first window, which has to be more than 16 bits hold; and the
-// window scale is the smallest that makes the largest buffer fit into 16 bits,
-// eight (tcp_select_initial_window).
+// Receive buffers decide what Linux offers in a SYN-ACK (tcp_select_initial_window).
+// Half of a new socket's is its first window, for Windows more than 16 bits hold;
+// and the window scale is the smallest that makes the largest buffer fit into 16
+// bits: seven up to 8 MB, then eight.
 const (
 	windowsFirstBuffer   = 256 << 10
 	windowsLargestBuffer = 8 << 20
+	linuxLargestBuffer   = 6 << 20 // Linux's own default
 )
 
-// offerWindow makes the kernel of the segment offer as much room as Windows. To
-// tell the peer of room that is not there would let it send what has to be dropped.
-// Listening sockets that are open already keep the first window of theirs.
+// offerWindow makes the kernel of the segment offer the room that the
+// personalities do, so that there is little for the programs to lower: a lower
+// scale than the kernel's tells the peer of a fraction of the room there is, and a
+// higher one would let it send what has to be dropped. Listening sockets that are
+// open already keep the first window of theirs.
 func offerWindow(ns *netns.NS, t table, st *Status) error {
-	if !t.any(look.windows) {
+	windows := t.any(look.windows)
+	if !windows && !t.any(func(l look) bool { return l.Personality == personalityLinux }) {
 		return nil
 	}
 	const key = "net/ipv4/tcp_rmem" // of IPv6 too
@@ -33,22 +37,22 @@ func offerWindow(ns *netns.NS, t table, st *Status) error {
 	if len(sizes) != 3 {
 		return fmt.Errorf("read sysctl %s: %q is not three sizes", key, value)
 	}
-	enough := true
-	for i, least := range []int{0, windowsFirstBuffer, windowsLargestBuffer} {
-		size, err := strconv.Atoi(sizes[i])
-		if err != nil {
-			return fmt.Errorf("read sysctl %s: %w", key, err)
-		}
-		if size < least {
-			sizes[i], enough = strconv.Itoa(least), false
-		}
+	first, err := strconv.Atoi(sizes[1])
+	if err != nil {
+		return fmt.Errorf("read sysctl %s: %w", key, err)
 	}
-	if enough {
+	sizes[2] = strconv.Itoa(linuxLargestBuffer)
+	if windows {
+		sizes[1] = strconv.Itoa(max(first, windowsFirstBuffer))
+		sizes[2] = strconv.Itoa(windowsLargestBuffer)
+	}
+	want := strings.Join(sizes, "\t")
+	if want == value {
 		return nil
 	}
-	if err := ns.Sysctl(map[string]string{key: strings.Join(sizes, "\t")}); err != nil {
+	if err := ns.Sysctl(map[string]string{key: want}); err != nil {
 		return err
 	}
-	st.Changes = append(st.Changes, "receive buffers enlarged")
+	st.Changes = append(st.Changes, "receive buffers set")
 	return nil
 }
