@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"decoynet/internal/kernel/disguise"
 	"decoynet/internal/kernel/link"
@@ -18,8 +19,9 @@ func (s *segment) disguise(ctx context.Context) error {
 	}
 	machine = cmp.Or(machine, s.linkStatus.MAC.String())
 	seed := disguise.Seed(machine, s.plan.link.Node, s.name)
-	for i := range s.plan.looks {
-		s.plan.looks[i].Seed = seed
+	s.policies = slices.Clone(s.plan.looks)
+	for i := range s.policies {
+		s.policies[i].Seed = seed
 	}
 	lower := s.agent.host
 	if s.linkStatus.InTrunk {
@@ -27,7 +29,7 @@ func (s *segment) disguise(ctx context.Context) error {
 	}
 	s.looksStatus, err = s.looks.Apply(ctx, disguise.Desired{
 		Segment: s.name, NS: s.ns, Link: s.linkStatus.Index, MAC: s.linkStatus.MAC,
-		LowerNS: lower, Lower: s.linkStatus.LowerIndex, Policies: s.plan.looks,
+		LowerNS: lower, Lower: s.linkStatus.LowerIndex, Policies: s.policies,
 	})
 	if err != nil {
 		return fmt.Errorf("disguise decoys: %w", err)

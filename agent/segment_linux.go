@@ -41,6 +41,7 @@ type segment struct {
 	listener *relay.Listener
 	kernel   *kernelPath
 	looks    disguise.Disguise
+	policies []disguise.Policy // what looks was given
 
 	linkStatus  link.Status
 	looksStatus disguise.Status
@@ -151,6 +152,7 @@ func (s *segment) claim() error {
 		}
 		at.tap, at.link = s.tap, s.linkStatus.Index
 	}
+	at.look(s.policies)
 	for _, sub := range s.plan.segment.Subnets {
 		at.subnets = append(at.subnets, sub.Prefix)
 		if sub.Gateway.IsValid() {

@@ -13,6 +13,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/claim"
+	"decoynet/internal/kernel/disguise"
 	"decoynet/internal/kernel/wire"
 	"decoynet/internal/sense"
 )
@@ -45,8 +46,11 @@ type watcher struct {
 // sight is what has to be known to understand a frame. It is immutable.
 type sight struct {
 	tap      *wire.Tap
-	link     int // where frames are sent
-	mac      claim.MAC
+	link     int                   // where frames are sent
+	mac      claim.MAC             // of lan0
+	looks    []disguise.Policy     // decoys with MAC addresses of their own; sorted as own is
+	own      []deception.AddrRange // their addresses, one range of one policy each
+	policies []int                 // by the index in own
 	bound    *boundPorts
 	subnets  []netip.Prefix
 	gateways []netip.Addr
@@ -58,7 +62,7 @@ func newWatcher(a *Agent, segment string, adopted []deception.AddrRange) *watche
 	w := &watcher{segment: segment, agent: a, alive: map[netip.Addr]struct{}{}, suspects: map[netip.Addr]int64{}}
 	w.claimer = claim.New(claim.Config{
 		Node: a.cfg.Node, Ours: a.ours, Shared: a.pace, Adopted: adopted,
-		MAC: func(addr netip.Addr) claim.MAC { return w.sight.Load().mac },
+		MAC: func(addr netip.Addr) claim.MAC { return w.sight.Load().macOf(addr) },
 	})
 	return w
 }
@@ -167,13 +171,13 @@ func (w *watcher) seen(frames []wire.Frame) {
 	w.contacts, w.said = w.contacts[:0], w.said[:0]
 	for i := range frames {
 		f := &frames[i]
+		if w.ours(s, f) {
+			continue
+		}
 		if f.Kind <= wire.Advertisement {
 			w.said = append(w.said, claim.Frame{
 				Kind: claimKinds[f.Kind], SourceMAC: f.SourceMAC, TargetMAC: f.TargetMAC, SenderMAC: f.SenderMAC, Source: f.Source, Target: f.Target,
 			})
-		}
-		if w.agent.ours(f.SourceMAC) {
-			continue
 		}
 		if kind, ok := f.Kind.Contact(); ok && w.concerns(s, f, kind) {
 			w.contacts = append(w.contacts, sense.Contact{
@@ -210,7 +214,8 @@ func (w *watcher) concerns(s *sight, f *wire.Frame, kind deception.ContactKind) 
 	if f.Target.IsMulticast() {
 		return false // talk to all
 	}
-	if f.TargetMAC != s.mac {
+	// At lan0 the filters below it have put in its own address already.
+	if f.TargetMAC != s.mac && f.TargetMAC != s.macOf(f.Target) {
 		return false // flooded, and for somebody else
 	}
 	switch kind {
@@ -339,6 +344,53 @@ func (a *Agent) ours(mac claim.MAC) bool {
 	return ok
 }
 
+// ours tells whether a frame that says to be of the address a is of this node: a
+// decoy may have an Ethernet address of its own.
+func (w *watcher) ours(s *sight, f *wire.Frame) bool {
+	if w.agent.ours(f.SourceMAC) {
+		return true
+	}
+	a := f.Source
+	if f.Kind == wire.Advertisement {
+		a = f.Target
+	}
+	if !a.IsValid() || a.IsUnspecified() {
+		a = f.Target // a probe of our own that came back
+	}
+	return f.SourceMAC == s.macOf(a)
+}
+
+// macOf returns the Ethernet address that a decoy's address answers with.
+func (s *sight) macOf(a netip.Addr) claim.MAC {
+	i, _ := slices.BinarySearchFunc(s.own, a, func(r deception.AddrRange, a netip.Addr) int { return r.To.Compare(a) })
+	if i < len(s.own) && s.own[i].Contains(a) {
+		return claim.MAC(s.looks[s.policies[i]].MAC(a))
+	}
+	return s.mac
+}
+
+// look takes the policies of decoys that have Ethernet addresses of their own.
+func (s *sight) look(policies []disguise.Policy) {
+	type owned struct {
+		deception.AddrRange
+		policy int
+	}
+	var all []owned
+	for i, p := range policies {
+		if !p.OUI.IsValid() {
+			continue
+		}
+		for _, prefix := range p.Prefixes {
+			all = append(all, owned{deception.RangeOf(prefix), i})
+		}
+	}
+	slices.SortFunc(all, func(x, y owned) int { return x.From.Compare(y.From) })
+	s.looks = policies
+	for _, o := range all {
+		s.own, s.policies = append(s.own, o.AddrRange), append(s.policies, o.policy)
+	}
+}
+
 // openTap listens at a segment's own link.
 func (s *segment) openTap(index int) error {
 	if s.tap != nil && s.tapLink == index {
@@ -357,7 +409,7 @@ func (s *segment) openTap(index int) error {
 
 // Rings: that of one segment, and that of all VLANs together.
 const (
-	segmentRing = 1 << 20
+	segmentRing = 512 << 10
 	trunkRing   = 4 << 20
 )
 

@@ -112,7 +112,7 @@ func counterOf(t *testing.T, ns *testNS, name string) uint64 {
 // taken, and comes up with it; everybody else is answered.
 func TestYield(t *testing.T) {
 	seg, lan := newNS(t, "seg"), newNS(t, "lan")
-	seg.exec("ip link add lan0 type veth peer name eth0 netns " + lan.name + "; ip link set lan0 up; ip route add local 192.0.2.0/24 dev lo; ip addr add 2001:db8::7/128 dev lan0 nodad; ip addr add 2001:db8::8/128 dev lan0 nodad; ip addr add 2001:db8::1/64 dev lan0 nodad")
+	seg.exec("ip link add lan0 type veth peer name eth0 netns " + lan.name + "; ip link set lan0 up; ip route add local 192.0.2.0/28 dev lo; ip route add 192.0.2.0/24 dev lan0; ip addr add 2001:db8::7/128 dev lan0 nodad; ip addr add 2001:db8::8/128 dev lan0 nodad; ip addr add 2001:db8::1/64 dev lan0 nodad")
 	lan.exec("ip link set eth0 up; ip addr add 192.0.2.66/24 dev eth0; ip addr add 2001:db8::66/64 dev eth0 nodad; sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=1")
 	detects := func(address string) bool {
 		lan.exec("ip addr add " + address + "/64 dev eth0")
@@ -145,7 +145,7 @@ func TestYield(t *testing.T) {
 	if !answered("") {
 		t.Error("an ordinary request is not answered")
 	}
-	lan.exec("ping -6 -c 1 -W 2 2001:db8::1")
+	lan.exec("ip addr flush dev eth0; ip addr add 2001:db8::66/64 dev eth0 nodad; ip addr add 192.0.2.66/24 dev eth0; ping -6 -c 1 -W 2 2001:db8::1")
 	if _, err := ApplyLimits(context.Background(), seg, Limits{ARP: 1000, IPv6: true}); err != nil {
 		t.Fatal(err)
 	}
