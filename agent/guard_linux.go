@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -12,6 +11,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/kernel/firewall"
+	"decoynet/internal/kernel/link"
 )
 
 // arpRate is how many ARP requests a segment answers in a second: more than a
@@ -19,33 +19,28 @@ import (
 // switch.
 const arpRate = 2000
 
-// applyGuard keeps the host's own services out of reach from trunk ports. It must
-// be called with mu held.
+// applyGuard keeps the host's own services out of reach from trunk ports: from
+// parents at which this machine cannot be meant to be reached, since they have no
+// address. A link-local address comes by itself. It must be called with mu held.
 func (a *Agent) applyGuard(ctx context.Context) error {
-	var parents []string
+	parents := map[string]bool{}
 	for _, s := range a.state.Segments {
-		if s.Parent != "" && !slices.Contains(parents, s.Parent) && !hasAddress(s.Parent) {
-			parents = append(parents, s.Parent)
+		parents[s.Parent] = true
+	}
+	interfaces, err := link.Interfaces(a.host)
+	if err != nil {
+		return fmt.Errorf("look for the addresses of the segments' parents: %w", err)
+	}
+	var guarded []string
+	for _, i := range interfaces {
+		if parents[i.Name] && !slices.ContainsFunc(i.Addresses, func(p netip.Prefix) bool { return !p.Addr().IsLinkLocalUnicast() }) {
+			guarded = append(guarded, i.Name)
 		}
 	}
-	if _, err := firewall.ApplyGuard(ctx, a.host, parents); err != nil {
-		return fmt.Errorf("keep this machine's services out of reach from %v: %w", parents, err)
+	if _, err := firewall.ApplyGuard(ctx, a.host, guarded); err != nil {
+		return fmt.Errorf("keep this machine's services out of reach from %v: %w", guarded, err)
 	}
 	return nil
-}
-
-// hasAddress tells whether this machine can be meant to be reached at the
-// interface. A link-local address comes by itself.
-func hasAddress(name string) bool {
-	link, err := net.InterfaceByName(name)
-	if err != nil {
-		return true // it is not there, or goes away: nothing to guard
-	}
-	addrs, err := link.Addrs()
-	return err != nil || slices.ContainsFunc(addrs, func(a net.Addr) bool {
-		p, err := netip.ParsePrefix(a.String())
-		return err != nil || !p.Addr().IsLinkLocalUnicast()
-	})
 }
 
 // limit bounds the segment's answers. A kernel that has no nftables for ARP is

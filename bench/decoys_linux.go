@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -142,11 +143,8 @@ func measureDecoys(ctx context.Context, b *bench) (err error) {
 // which one is meant.
 func newCrowdSite(l *lab.Lab, i int, c crowd, binary, self string) (*crowdSite, error) {
 	s := &crowdSite{crowd: c, binary: binary, self: self, prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(64 + 4*i), 0, 0}), 14)}
-	lan := l.Switch("lan-" + c.name)
 	s.gateway, s.service, s.intruder = l.Machine("gw-"+c.name), l.Machine("service-"+c.name), l.Machine("intruder-"+c.name)
-	s.gateway.Plug(lan, "eth0")
 	s.address = deception.LastAddr(s.prefix).Prev()
-	s.intruder.Plug(lan, "eth0", netip.PrefixFrom(s.address, s.prefix.Bits()).String())
 	for _, setting := range [][2]string{
 		{"net.ipv4.ip_local_port_range", "1024 65535"}, {"net.ipv4.tcp_tw_reuse", "1"}, {"net.ipv4.tcp_max_tw_buckets", "2000000"},
 	} {
@@ -158,8 +156,32 @@ func newCrowdSite(l *lab.Lab, i int, c crowd, binary, self string) (*crowdSite, 
 	if err := l.Err(); err != nil {
 		return nil, err
 	}
+	if err := s.wire(); err != nil {
+		return nil, err
+	}
 	_, err := subject.Role(s.service, self, "serve")
 	return s, err
+}
+
+// wire gives each segment a wire of its own to the intruder, as a VLAN is one:
+// the kernel of the test machines has no VLAN devices, and on one shared wire
+// every broadcast would come by all segments.
+func (s *crowdSite) wire() error {
+	var script strings.Builder
+	for i := range s.segments {
+		fmt.Fprintf(&script, "ip link add lan%d type veth peer name lan%d netns %s\nip link set lan%d up\n", i, i, path.Base(path.Dir(path.Dir(s.intruder.NetnsPath()))), i)
+	}
+	_, err := s.gateway.Run(context.Background(), "sh", "-ec", script.String())
+	if err != nil {
+		return err
+	}
+	script.Reset()
+	fmt.Fprintf(&script, "ip addr add %s/32 dev lo\n", s.address)
+	for i := range s.segments {
+		fmt.Fprintf(&script, "ip link set lan%d up\n", i)
+	}
+	_, err = s.intruder.Run(context.Background(), "sh", "-ec", script.String())
+	return err
 }
 
 // first returns the first decoy address of a segment; its subnet is the /23 or
@@ -177,7 +199,7 @@ func (s *crowdSite) document() (string, error) {
 	for i := range s.segments {
 		subnet := s.subnet(i)
 		from := deception.Nth(subnet.Addr(), 16)
-		fmt.Fprintf(&segments, "  - {name: s%d, parent: eth0, claim: %s, subnets: [{prefix: %s, gateway: %s}]}\n", i, s.claim, subnet, deception.Nth(subnet.Addr(), 2))
+		fmt.Fprintf(&segments, "  - {name: s%d, parent: lan%d, claim: %s, subnets: [{prefix: %s, gateway: %s}]}\n", i, i, s.claim, subnet, deception.Nth(subnet.Addr(), 2))
 		extra := 9000
 		if i == 0 {
 			extra += s.changes
@@ -186,7 +208,7 @@ func (s *crowdSite) document() (string, error) {
 			"{ports: [8081], service: bench, target: 81}, {ports: [8082], service: bench, target: 82}, {ports: [8083], service: bench, target: 83}, {ports: [%d], service: bench, target: 84}]}\n",
 			i, i, from, deception.Nth(from, uint64(s.addresses)-1), extra)
 	}
-	path := filepath.Join(s.gateway.Dir(), "decoynet.yaml")
+	file := filepath.Join(s.gateway.Dir(), "decoynet.yaml")
 	text := fmt.Sprintf(`segments:
 %szones:
   - {name: linux, subnet: 172.31.0.0/24, link: br-linux}
@@ -196,19 +218,19 @@ services:
 decoys:
 %s  - {name: all-ports, segment: s0, addresses: [%s], bind: [{ports: [1-65535], service: all}]}
 `, &segments, &decoys, deception.Nth(s.subnet(0).Addr(), 3))
-	return path, os.WriteFile(path, []byte(text), 0o644)
+	return file, os.WriteFile(file, []byte(text), 0o644)
 }
 
 // start brings decoynet up and notes what that took.
 func (s *crowdSite) start(ctx context.Context, b *bench) error {
-	path, err := s.document()
+	file, err := s.document()
 	if err != nil {
 		return fmt.Errorf("write the document: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, crowdReady)
 	defer cancel()
 	began := time.Now()
-	if s.process, err = s.gateway.Start(s.binary, "up", "-c", path, "--data", s.data()); err != nil {
+	if s.process, err = s.gateway.Start(s.binary, "up", "-c", file, "--data", s.data()); err != nil {
 		return err
 	}
 	macs, err := s.awaitReady(ctx)
@@ -276,8 +298,8 @@ func (s *crowdSite) lead(ctx context.Context, macs map[string]string) error {
 			subnet = netip.PrefixFrom(s.prefix.Addr(), 15) // the intruder itself is in the other half
 		}
 		// It is the gateway of every segment, too, since it is in none of their subnets.
-		fmt.Fprintf(&script, "ip neigh replace %s dev eth0 lladdr %s nud permanent\nip addr replace %s/32 dev eth0\nip route replace %s via %s dev eth0 onlink src %s\n",
-			hop, macs[fmt.Sprintf("s%d", i)], deception.Nth(s.subnet(i).Addr(), 2), subnet, hop, s.address)
+		fmt.Fprintf(&script, "ip neigh replace %[1]s dev lan%[2]d lladdr %[3]s nud permanent\nip addr replace %[4]s/32 dev lan%[2]d\nip route replace %[5]s via %[1]s dev lan%[2]d onlink src %[6]s\n",
+			hop, i, macs[fmt.Sprintf("s%d", i)], deception.Nth(s.subnet(i).Addr(), 2), subnet, s.address)
 	}
 	if _, err := s.intruder.Run(ctx, "sh", "-ec", script.String()); err != nil {
 		return err

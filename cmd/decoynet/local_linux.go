@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"runtime"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 	"decoynet/gateway"
 	"decoynet/internal/health"
 	"decoynet/internal/kernel/firewall"
+	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/route"
 	"decoynet/internal/pump"
 	"decoynet/internal/relay"
@@ -138,7 +137,9 @@ func (l *localRoles) apply(ctx context.Context, want desired) error {
 	}
 	// What the document leaves to the machine: links that are found by their
 	// addresses. What is not found is a problem of that zone only.
-	resolved, err := state.OnMachine(interfaces())
+	interfaces, err := link.Interfaces(l.zones.Host())
+	resolved, err2 := state.OnMachine(interfaces)
+	err = errors.Join(err, err2)
 	state = &resolved
 	table := deception.NewTable(state)
 	errs := []error{err, l.zones.Apply(ctx, state)}
@@ -160,29 +161,6 @@ func (l *localRoles) doubt() {
 	if l.kernelRoles != nil {
 		l.agent.Doubt()
 	}
-}
-
-// interfaces are those of this machine.
-func interfaces() []deception.Interface {
-	list, err := net.Interfaces()
-	if err != nil {
-		return nil
-	}
-	var out []deception.Interface
-	for _, i := range list {
-		addrs, err := i.Addrs()
-		if err != nil {
-			continue // it went away
-		}
-		found := deception.Interface{Name: i.Name}
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				found.Addresses = append(found.Addresses, p)
-			}
-		}
-		out = append(out, found)
-	}
-	return out
 }
 
 func (l *localRoles) applyHostRoutes(ctx context.Context, state *deception.State) error {
