@@ -160,7 +160,7 @@ func (a *Agent) Refresh(ctx context.Context, open func(health.Port) bool) error 
 
 // atOnce is how many segments are applied at the same time. Making one is mostly
 // waiting: for grace periods of the kernel's RCU, one after the other.
-const atOnce = 16
+const atOnce = 32
 
 // applySegments must be called with mu held.
 func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) error {

@@ -409,7 +409,7 @@ func (s *segment) openTap(index int) error {
 
 // Rings: that of one segment, and that of all VLANs together.
 const (
-	segmentRing = 512 << 10
+	segmentRing = 256 << 10
 	trunkRing   = 4 << 20
 )
 

@@ -120,7 +120,11 @@ func (s *segment) open() (err error) {
 }
 
 func (s *segment) checkParent() error {
-	links, err := list(s.hostH)
+	// The parent alone is nearly always enough; a machine may have hundreds of links.
+	links, err := byNames(s.hostH, s.Parent)
+	if err == nil && (len(links) == 0 || links[0].Master != 0) {
+		links, err = list(s.hostH)
+	}
 	if err != nil {
 		return s.fail(err)
 	}
@@ -188,13 +192,19 @@ func (s *segment) applyLAN() error {
 	return nil
 }
 
-// realiseLAN carries out the plan. The new link is made under a temporary name,
-// so that a parent which cannot carry it costs nothing that stands.
+// realiseLAN carries out the plan. Where one stands, the new link is made under a
+// temporary name, so that a parent which cannot carry it costs nothing. Else it has
+// its name from the start: to change one costs a grace period of RCU, during which
+// nothing else of the network can be configured, and there may be hundreds.
 func (s *segment) realiseLAN(plan lanPlan, mac net.HardwareAddr) (nic, error) {
 	var temp *nic
 	if plan.Keep == nil {
 		var err error
-		if temp, err = s.createMacvlan(mac); err != nil {
+		name := LANName
+		if len(plan.Replace) > 0 {
+			name = temporaryName()
+		}
+		if temp, err = s.createMacvlan(name, mac); err != nil {
 			return nic{}, err
 		}
 	}
@@ -214,21 +224,27 @@ func (s *segment) realiseLAN(plan lanPlan, mac net.HardwareAddr) (nic, error) {
 	if temp == nil {
 		return *plan.Keep, nil
 	}
-	if err := s.segH.LinkSetName(reference(*temp), LANName); err != nil {
-		return nic{}, errors.Join(fmt.Errorf("name %s %s: %w", temp.Name, LANName, err), remove(s.segH, *temp))
+	if temp.Name != LANName {
+		if err := s.segH.LinkSetName(reference(*temp), LANName); err != nil {
+			return nic{}, errors.Join(fmt.Errorf("name %s %s: %w", temp.Name, LANName, err), remove(s.segH, *temp))
+		}
 	}
 	temp.Name, temp.MAC = LANName, mac.String()
 	s.changed("%s made on %s", LANName, s.Parent)
 	return *temp, nil
 }
 
-// createMacvlan makes the macvlan directly in the segment namespace: the request
-// goes to the namespace of the lower link, and names the other one.
-func (s *segment) createMacvlan(mac net.HardwareAddr) (*nic, error) {
+func temporaryName() string {
 	var tag [4]byte
 	rand.Read(tag[:]) // never fails
+	return tempPrefix + hex.EncodeToString(tag[:])
+}
+
+// createMacvlan makes the macvlan directly in the segment namespace: the request
+// goes to the namespace of the lower link, and names the other one.
+func (s *segment) createMacvlan(name string, mac net.HardwareAddr) (*nic, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = tempPrefix + hex.EncodeToString(tag[:])
+	attrs.Name = name
 	attrs.ParentIndex = s.lower.Index
 	attrs.HardwareAddr = mac
 	attrs.MTU = s.lower.MTU
@@ -381,6 +397,23 @@ func list(h *netlink.Handle) ([]nic, error) {
 	out := make([]nic, len(links))
 	for i, l := range links {
 		out[i] = describe(l)
+	}
+	return out, nil
+}
+
+// byNames returns those of the links that there are.
+func byNames(h *netlink.Handle, names ...string) ([]nic, error) {
+	var out []nic
+	for _, name := range names {
+		l, err := h.LinkByName(name)
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for %s: %w", name, err)
+		}
+		out = append(out, describe(l))
 	}
 	return out, nil
 }

@@ -127,10 +127,14 @@ func planLAN(links []nic, want lanSpec) (lanPlan, error) {
 	if lan == nil {
 		return plan, nil
 	}
-	if !lan.ours() {
+	// A run that died between making and marking it left it without an alias.
+	half := lan.Kind == "macvlan" && lan.Alias == "" && lan.MAC == want.MAC
+	if !lan.ours() && !half {
 		return lanPlan{}, fmt.Errorf("%s exists and is not ours (its alias is not %q)", LANName, Alias)
 	}
 	switch {
+	case half:
+		plan.Why = "it was not finished"
 	case lan.Kind != "macvlan":
 		plan.Why = "it is a " + lan.Kind
 	case lan.Mode != "bridge":

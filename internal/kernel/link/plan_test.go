@@ -115,8 +115,17 @@ func TestPlanLAN(t *testing.T) {
 			}
 		})
 	}
-	if _, err := planLAN([]nic{with(func(n *nic) { n.Alias = "" })}, want); err == nil {
-		t.Error("somebody else's lan0 would be replaced")
+	for _, foreign := range []nic{
+		with(func(n *nic) { n.Alias = "somebody's" }),
+		with(func(n *nic) { n.Alias, n.MAC = "", "02:00:00:00:00:02" }),
+	} {
+		if _, err := planLAN([]nic{foreign}, want); err == nil {
+			t.Error("somebody else's lan0 would be replaced")
+		}
+	}
+	plan, err := planLAN([]nic{with(func(n *nic) { n.Alias = "" })}, want)
+	if err != nil || plan.Keep != nil || len(plan.Replace) != 1 || plan.Why != "it was not finished" {
+		t.Errorf("a lan0 of ours without its mark: %+v, %v", plan, err)
 	}
 }
 

@@ -18,13 +18,16 @@ import (
 
 // applyUplink makes, adopts or removes the veth pair of the kernel path.
 func (s *segment) applyUplink() error {
-	segLinks, err := list(s.segH)
+	segLinks, err := byNames(s.segH, UplinkName)
 	if err != nil {
 		return err
 	}
-	hostLinks, err := list(s.hostH)
+	hostLinks, err := byNames(s.hostH, HostName(s.Segment))
 	if err != nil {
 		return err
+	}
+	if !s.Uplink && len(segLinks)+len(hostLinks) == 0 {
+		return nil
 	}
 	// The two addresses only ever meet each other.
 	hostMAC := hardwareAddr("uplink host", s.Segment)

@@ -81,13 +81,12 @@ func hostVLAN(links []nic, parent nic, id uint16) *nic {
 // applyVLAN makes or adopts our device of the VLAN in the trunk namespace.
 func (s *segment) applyVLAN() error {
 	name := VLAN{s.Parent, s.VLAN}.DeviceName()
-	found, err := s.lower.h.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if err != nil && !errors.As(err, &missing) {
-		return fmt.Errorf("look for %s: %w", name, err)
+	found, err := byNames(s.lower.h, name)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		n := describe(found)
+	if len(found) > 0 {
+		n := found[0]
 		// After the look-up, which makes the kernel assign an id to the host's.
 		host, err := s.lower.h.GetNetNsIdByFd(s.host.FD())
 		if err != nil {
