@@ -10,9 +10,9 @@ const (
 	// DefaultRate is the most frames a second in one segment: 1 Mbit/s of
 	// broadcasts, below what switches' storm control takes notice of.
 	DefaultRate = 2000
-	// DefaultNodeRate is a good rate for the Limiter that all segments share: 40
+	// DefaultNodeRate is a good rate for the Limiter that all segments share: 67
 	// Mbit/s of a trunk port, for the few seconds of a start.
-	DefaultNodeRate = 60_000
+	DefaultNodeRate = 100_000
 )
 
 // Limiter is a token bucket: no second, wherever it begins, has more than the
