@@ -100,6 +100,11 @@ type SegmentStatus struct {
 	MAC        string   `json:"mac,omitempty"`
 	// Promiscuous: the NIC receives all frames, for decoys with MAC addresses of their own.
 	Promiscuous bool `json:"promiscuous,omitempty"`
+	// Sensed counts the frames that could concern decoys: ARP, NDP, pings, SYNs,
+	// datagrams. SensingDropped are those that there was no room for; of VLANs
+	// only Sensing tells, as they share one ring.
+	Sensed         uint64 `json:"sensed"`
+	SensingDropped uint64 `json:"sensing_dropped,omitempty"`
 
 	Problems []string `json:"problems,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
@@ -263,6 +268,31 @@ func (a *Agent) Status() []SegmentStatus {
 		out = append(out, a.segments[name].status(a.state))
 	}
 	return out
+}
+
+// SensingStatus is what is true about the watching of all segments' networks.
+type SensingStatus struct {
+	Sensed  uint64 `json:"sensed"`  // frames that could concern decoys
+	Dropped uint64 `json:"dropped"` // others like these, for want of room
+}
+
+// Sensing tells what was sensed in all segments that there are.
+func (a *Agent) Sensing() SensingStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var st SensingStatus
+	for _, s := range a.segments {
+		s.mu.Lock()
+		heard, dropped := s.sensed()
+		s.mu.Unlock()
+		st.Sensed += heard
+		st.Dropped += dropped
+	}
+	if a.trunkTap != nil {
+		_, dropped := a.trunkTap.Stats()
+		st.Dropped += dropped
+	}
+	return st
 }
 
 // Close removes every segment.

@@ -34,6 +34,7 @@ type segment struct {
 	watch   *watcher
 	tap     *wire.Tap // at the segment's own link; nil in a VLAN of ours
 	tapLink int
+	dropped uint64                // frames, by Taps before it
 	applied []deception.AddrRange // the addresses that the kernel was told of
 
 	ns       *netns.NS // nil but while something is applied: hundreds of segments would hold hundreds of descriptors
@@ -146,7 +147,11 @@ func (s *segment) claim() error {
 	at := &sight{
 		tap: s.agent.trunkTap, link: s.linkStatus.LowerIndex, mac: claim.MAC(s.linkStatus.MAC), bound: newBoundPorts(&s.plan),
 	}
-	if !s.linkStatus.InTrunk {
+	if s.linkStatus.InTrunk {
+		if err := s.closeTap(); err != nil { // of the link that it had before it was moved into a VLAN
+			return err
+		}
+	} else {
 		if err := s.openTap(s.linkStatus.Index); err != nil {
 			return err
 		}
@@ -320,6 +325,7 @@ func (s *segment) status(state *deception.State) SegmentStatus {
 		}
 	}
 	if s.watch != nil {
+		st.Sensed, st.SensingDropped = s.sensed()
 		claims := s.watch.status()
 		st.Claimed, st.Claiming = claims.Held, claims.Wanted-min(claims.Wanted, claims.Held+claims.Withdrawn)
 		st.Ready = st.Ready && claims.Ready()

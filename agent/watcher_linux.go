@@ -36,7 +36,10 @@ type watcher struct {
 	waiting [][]byte              // frames that the link had no room for
 	silent  bool                  // the link has no carrier: nothing can be asked
 
-	// What follows is used by the Tap's goroutine alone.
+	// hearing guards what follows. It is waited for only where a segment moves
+	// between a trunk and a link of its own, and so between two Taps.
+	hearing  sync.Mutex
+	heard    uint64          // frames
 	contacts []sense.Contact // of the frames at hand
 	said     []claim.Frame
 	alive    map[netip.Addr]struct{} // addresses that somebody has used, but decoys
@@ -168,6 +171,9 @@ func (w *watcher) seen(frames []wire.Frame) {
 	if s == nil {
 		return
 	}
+	w.hearing.Lock()
+	defer w.hearing.Unlock()
+	w.heard += uint64(len(frames))
 	w.contacts, w.said = w.contacts[:0], w.said[:0]
 	for i := range frames {
 		f := &frames[i]
@@ -418,6 +424,25 @@ func (s *segment) closeTap() error {
 		return nil
 	}
 	err := s.tap.Close()
+	_, dropped := s.tap.Stats()
+	s.dropped += dropped
 	s.tap, s.tapLink = nil, 0
 	return err
+}
+
+// sensed returns how many frames were looked at in the segment, and how many
+// were not, for want of room in its own ring. That of a trunk is all VLANs'.
+// It must be called with s.mu held.
+func (s *segment) sensed() (heard, dropped uint64) {
+	if s.watch == nil {
+		return 0, 0
+	}
+	dropped = s.dropped
+	if s.tap != nil {
+		_, now := s.tap.Stats()
+		dropped += now
+	}
+	s.watch.hearing.Lock()
+	defer s.watch.hearing.Unlock()
+	return s.watch.heard, dropped
 }

@@ -323,7 +323,7 @@ func storeStatus(r *store.Recorder) func() recordingStatus {
 	return func() recordingStatus {
 		s := r.Stats()
 		out := recordingStatus{
-			Queued: s.Queued, Written: s.Written, Lost: s.Lost, LostStarts: s.LostStarts, LostHeads: s.LostHeads, FileBytes: s.FileBytes,
+			Queued: s.Queued, Written: s.Written, Lost: s.Lost, LostStarts: s.LostStarts, LostHeads: s.LostHeads, LostProbes: s.LostProbes, FileBytes: s.FileBytes,
 		}
 		if s.LastError != nil {
 			out.LastError = s.LastError.Error()

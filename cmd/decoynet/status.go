@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -34,6 +35,7 @@ type status struct {
 	Services  []serviceStatus `json:"services"`
 	Decoys    []decoyStatus   `json:"decoys"`
 	Relay     relayStatus     `json:"relay"`
+	Sensing   json.RawMessage `json:"sensing,omitempty"`
 	Recording recordingStatus `json:"recording"`
 	// Listen is about decoys at the machine's own addresses, Gateways about the
 	// ingress gateways on other nodes that flows leave by, Controller about who
@@ -110,6 +112,7 @@ type recordingStatus struct {
 	Lost         uint64     `json:"lost"`
 	LostStarts   uint64     `json:"lost_starts"`
 	LostHeads    uint64     `json:"lost_heads"`
+	LostProbes   uint64     `json:"lost_probes"`
 	FailingSince *time.Time `json:"failing_since,omitempty"`
 	LastError    string     `json:"last_error,omitempty"`
 	FileBytes    int64      `json:"file_bytes"`
@@ -183,9 +186,10 @@ func printStatus(w io.Writer, body []byte) error {
 			VLAN                   uint16
 			Ready                  bool
 			Decoys                 int
-			Addresses              uint64
+			Addresses, Claimed     uint64
 			OpenPorts              int `json:"open_ports"`
 			Problems, Warnings     []string
+			Conflicts              []string
 		} `json:"segments"`
 		Zones []struct {
 			Name, Link    string
@@ -193,6 +197,7 @@ func printStatus(w io.Writer, body []byte) error {
 			DeniedPackets uint64 `json:"denied_packets"`
 			Problems      []string
 		} `json:"zones"`
+		Sensing *struct{ Sensed, Dropped uint64 } `json:"sensing"`
 	}
 	if err := json.Unmarshal(body, &s); err != nil {
 		return fmt.Errorf("read status: %w", err)
@@ -203,15 +208,15 @@ func printStatus(w io.Writer, body []byte) error {
 	}
 	fmt.Fprintf(w, "%s  node %s  revision %s  %s  since %s\n", word, s.Node, s.Revision, s.Document, s.Started.Format(time.RFC3339))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\nSEGMENT\tPARENT\tSTEERING\tDECOYS\tADDRESSES\tOPEN PORTS\tSTATE")
+	fmt.Fprintln(t, "\nSEGMENT\tPARENT\tSTEERING\tDECOYS\tADDRESSES\tCLAIMED\tOPEN PORTS\tSTATE")
 	var problems []string
 	for _, g := range s.Segments {
 		parent := g.Parent
 		if g.VLAN != 0 {
 			parent += fmt.Sprintf(" vlan %d", g.VLAN)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", g.Name, parent, g.Steering, g.Decoys, g.Addresses, g.OpenPorts, state(g.Ready, "ready", "failed"))
-		problems = append(append(problems, g.Problems...), g.Warnings...)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", g.Name, parent, g.Steering, g.Decoys, g.Addresses, g.Claimed, g.OpenPorts, state(g.Ready, "ready", "failed"))
+		problems = slices.Concat(problems, g.Problems, g.Warnings, g.Conflicts)
 	}
 	fmt.Fprintln(t, "\nZONE\tLINK\tDENIED PACKETS\tSTATE")
 	for _, z := range s.Zones {
@@ -229,6 +234,9 @@ func printStatus(w io.Writer, body []byte) error {
 	}
 	r := s.Recording
 	fmt.Fprintf(w, "\nflows %d (UDP %d), accepted %d, moved ports %d, overload %d\n", s.Relay.Flows, s.Relay.UDPFlows, s.Relay.Accepted, s.Relay.MovedPorts, s.Relay.Overload)
+	if v := s.Sensing; v != nil {
+		fmt.Fprintf(w, "frames sensed %d, dropped %d; probes LOST %d\n", v.Sensed, v.Dropped, r.LostProbes)
+	}
 	fmt.Fprintf(w, "sessions written %d, waiting %d, LOST %d\n", r.Written, r.Queued, r.Lost)
 	if r.FailingSince != nil {
 		fmt.Fprintf(w, "recording fails since %s: %s\n", r.FailingSince.Format(time.RFC3339), r.LastError)

@@ -26,6 +26,9 @@ func (l *localRoles) status(ctx context.Context, s *status) {
 	s.Segments, _ = json.Marshal(segments)
 	s.Zones, _ = json.Marshal(zones)
 	s.Relay = l.relayStatus()
+	if len(segments) > 0 {
+		s.Sensing, _ = json.Marshal(l.agent.Sensing())
+	}
 	l.node.mu.Lock()
 	services := l.node.now.state.Services
 	l.node.mu.Unlock()
