@@ -224,9 +224,9 @@ type capture struct {
 }
 
 // capture starts tcpdump and returns when it sees packets. It ends with the test.
-func (o *office) capture(at *lab.Machine, link, filter string) *capture {
+func (o *office) capture(at *lab.Machine, link, filter string, options ...string) *capture {
 	o.t.Helper()
-	p, err := at.Start("tcpdump", "-l", "-nn", "-tt", "-e", "--immediate-mode", "-i", link, filter)
+	p, err := at.Start("tcpdump", append([]string{"-l", "-nn", "-tt", "-e", "--immediate-mode", "-i", link, filter}, options...)...)
 	check(o.t, err)
 	c := &capture{t: o.t, where: at.String() + " " + link, process: p}
 	o.t.Cleanup(func() { _ = p.Kill() })
@@ -241,8 +241,11 @@ func (o *office) capture(at *lab.Machine, link, filter string) *capture {
 
 // lines returns the packets seen so far that have all words in their line.
 func (c *capture) lines(words ...string) []string {
+	c.t.Helper()
+	log, err := os.ReadFile(c.process.LogPath()) // Log has the end of it only
+	check(c.t, err)
 	var out []string
-	for line := range strings.Lines(c.process.Log()) {
+	for line := range strings.Lines(string(log)) {
 		// A line without its end is still being written; a packet's begins
 		// with its time.
 		if !strings.HasSuffix(line, "\n") || len(line) == 0 || line[0] < '0' || line[0] > '9' {
