@@ -101,6 +101,9 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 	links := p.link
 	links.Trunk = s.agent.trunk
 	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, links); err != nil {
+		if errors.Is(err, link.ErrParentDown) || errors.Is(err, link.ErrParentMissing) {
+			s.watch.lost()
+		}
 		return err // without a link there is nothing to put addresses on
 	}
 	errs := []error{s.limit(ctx), s.disguise(ctx)} // before an address is answered for
@@ -164,7 +167,7 @@ func (s *segment) claim() error {
 			at.gateways = append(at.gateways, sub.Gateway)
 		}
 	}
-	s.watch.want(at, s.plan.segment, s.plan.decoys, s.linkStatus.Carrier)
+	s.watch.want(at, s.plan.segment, s.plan.decoys, &s.linkStatus)
 	return nil
 }
 

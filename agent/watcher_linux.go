@@ -14,6 +14,7 @@ import (
 	"decoynet/deception"
 	"decoynet/internal/claim"
 	"decoynet/internal/kernel/disguise"
+	"decoynet/internal/kernel/link"
 	"decoynet/internal/kernel/wire"
 	"decoynet/internal/sense"
 )
@@ -35,6 +36,7 @@ type watcher struct {
 	next    time.Time             // of a Step; zero: when a frame comes
 	waiting [][]byte              // frames that the link had no room for
 	silent  bool                  // the link has no carrier: nothing can be asked
+	changes uint64                // of the carrier, so far
 
 	// hearing guards what follows. It is waited for only where a segment moves
 	// between a trunk and a link of its own, and so between two Taps.
@@ -71,17 +73,25 @@ func newWatcher(a *Agent, segment string, adopted []deception.AddrRange) *watche
 }
 
 // want says what the segment is to hold, and where its frames go.
-func (w *watcher) want(s *sight, seg deception.Segment, decoys []*deception.Decoy, carrier bool) {
-	w.sight.Store(s)
+func (w *watcher) want(s *sight, seg deception.Segment, decoys []*deception.Decoy, st *link.Status) {
+	first := w.sight.Swap(s) == nil
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.claimer.Want(seg, decoys)
-	if carrier && w.silent {
+	if st.Carrier && (w.silent || !first && st.CarrierChanges != w.changes) {
 		w.claimer.Reprobe() // RFC 5227, section 2.1: a link that becomes active
 	}
-	w.silent = !carrier
+	w.silent, w.changes = !st.Carrier, st.CarrierChanges
 	w.step(time.Now(), nil)
 	w.changed = false // whoever wants takes what is held
+}
+
+// lost says that the link is not there, or is down. Whoever has come when it is
+// back is asked for (RFC 5227, section 2.1).
+func (w *watcher) lost() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.silent, w.waiting = true, nil
 }
 
 // addresses returns what is held now.
@@ -123,6 +133,10 @@ const sendAgain = 10 * time.Millisecond
 // step must be called with mu held.
 func (w *watcher) step(now time.Time, seen []claim.Frame) {
 	s := w.sight.Load()
+	if s != nil && w.silent && len(seen) > 0 { // it is back, before anybody has looked
+		w.silent = false
+		w.claimer.Reprobe()
+	}
 	if s == nil || w.silent {
 		w.next = time.Time{}
 		return

@@ -132,8 +132,23 @@ func (s *segment) checkParent() error {
 		return err
 	}
 	s.status.ParentIndex = s.parent.Index
-	s.status.Carrier = s.parent.Carrier
+	s.status.Carrier, s.status.CarrierChanges = s.parent.Carrier, carrierChanges(s.Parent)
 	return nil
+}
+
+// carrierChanges reads what the netlink module does not parse
+// (IFLA_CARRIER_CHANGES). A /sys of another namespace does not have the link, and
+// then a short loss goes unnoticed.
+func carrierChanges(link string) uint64 {
+	text, err := os.ReadFile("/sys/class/net/" + link + "/carrier_changes")
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // prepareNamespace brings lo up, which local routes need, and sets what every

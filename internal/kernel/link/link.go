@@ -81,6 +81,9 @@ type Status struct {
 	MAC         net.HardwareAddr
 	MTU         int
 	Carrier     bool // the parent has a link: frames can flow
+	// CarrierChanges grows whenever the parent loses its link or gets it back; 0
+	// where the kernel does not tell.
+	CarrierChanges uint64
 	// Lower is what lan0 stands on: the parent, our device of the VLAN in the
 	// trunk namespace (then InTrunk), or the host's own device of the VLAN.
 	Lower      string
