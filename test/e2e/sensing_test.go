@@ -183,7 +183,7 @@ func (o *office) ordinaryHosts() {
 	o.t.Helper()
 	o.run("ip", "neigh", "flush", "to", lab.OfficeProduction.V4.String())
 	o.run("ping", "-n", "-c", "1", "-W", "5", lab.OfficeProduction.V4.String())
-	_, err := o.Production.Run(o.t.Context(), "arping", "-c", "1", "-w", "5", "-I", "eth0", lab.OfficeIntruder.V4.String())
+	_, err := o.Production.Run(o.t.Context(), "arping", "-c", "1", "-w", "5", "-i", "eth0", lab.OfficeIntruder.V4.String())
 	check(o.t, err)
 }
 
@@ -304,10 +304,10 @@ func (o *office) testSenseNothing() {
 		colleague.run("ping", "-n", "-q", "-c", "1", "-W", "5", to.V6.String())
 	}
 	colleague.run("curl", "-sS", "-m", "10", "-o", "/dev/null", "http://192.0.2.10/")
-	colleague.run("sh", "-c", `arping -q -c 1 -w 2 -I eth0 192.0.2.1
-arping -q -A -c 1 -I eth0 192.0.2.89
-arping -q -U -c 1 -I eth0 192.0.2.89
-arping -q -D -c 1 -w 1 -I eth0 192.0.2.99
+	colleague.run("sh", "-c", `arping -q -c 1 -w 1 -i eth0 192.0.2.1
+arping -q -U -c 1 -w 1 -i eth0 -S 192.0.2.89 192.0.2.89
+arping -q -U -P -c 1 -w 1 -i eth0 -S 192.0.2.89 192.0.2.89
+arping -q -0 -c 1 -w 1 -i eth0 192.0.2.99
 ping -n -q -b -c 1 -W 1 192.0.2.255
 ping -n -q -c 1 -W 1 ff02::1%eth0
 ip route add 224.0.0.0/4 dev eth0
