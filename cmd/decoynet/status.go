@@ -187,6 +187,7 @@ func printStatus(w io.Writer, body []byte) error {
 			Ready                  bool
 			Decoys                 int
 			Addresses, Claimed     uint64
+			Claiming               uint64
 			OpenPorts              int `json:"open_ports"`
 			Problems, Warnings     []string
 			Conflicts              []string
@@ -215,7 +216,7 @@ func printStatus(w io.Writer, body []byte) error {
 		if g.VLAN != 0 {
 			parent += fmt.Sprintf(" vlan %d", g.VLAN)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", g.Name, parent, g.Steering, g.Decoys, g.Addresses, g.Claimed, g.OpenPorts, state(g.Ready, "ready", "failed"))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", g.Name, parent, g.Steering, g.Decoys, g.Addresses, g.Claimed, g.OpenPorts, state(g.Ready, "ready", state(g.Claiming > 0 && len(g.Problems) == 0, "claiming", "failed")))
 		problems = slices.Concat(problems, g.Problems, g.Warnings, g.Conflicts)
 	}
 	fmt.Fprintln(t, "\nZONE\tLINK\tDENIED PACKETS\tSTATE")
