@@ -323,7 +323,7 @@ func Cleanup(ctx context.Context) ([]string, error) {
 	}
 	defer host.Close()
 	var removed []string
-	var errs []error
+	errs := []error{cleanTrunk(ctx)}
 	names, err := netns.List(netns.Prefix)
 	errs = append(errs, err)
 	for _, name := range names {

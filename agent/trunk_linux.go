@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"decoynet/deception"
 	"decoynet/internal/claim"
@@ -94,6 +95,20 @@ func (a *Agent) closeTrunk(ctx context.Context) error {
 	err := errors.Join(a.trunkTap.Close(), link.KeepVLANs(ctx, a.trunk, nil), a.trunk.Close(), netns.Delete(netns.Trunk))
 	a.trunk, a.trunkTap = nil, nil
 	return err
+}
+
+// cleanTrunk removes the VLAN devices that a run which was killed left. With their
+// namespace the kernel would remove them too, but leave a parent NIC promiscuous
+// where one of them was.
+func cleanTrunk(ctx context.Context) error {
+	ns, err := netns.Open(netns.Trunk)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the namespace of VLAN devices: %w", err)
+	}
+	return errors.Join(link.KeepVLANs(ctx, ns, nil), ns.Close())
 }
 
 // vlansOf lists the VLANs that the state's segments are in.

@@ -32,6 +32,9 @@ type Desired struct {
 	VLAN uint16
 	// Trunk is the namespace of VLAN devices (see PrepareTrunk); nil without VLAN.
 	Trunk *netns.NS
+	// Shared names the host's own device of the VLAN, where lan0 has stood on one
+	// before. While it is away the VLAN is left free: the host could not make it again.
+	Shared string
 	// Node tells apart several nodes that share one machine identity (in a lab,
 	// or cloned machines): it goes into the MAC addresses. May be empty.
 	Node string
@@ -439,6 +442,7 @@ func describe(l netlink.Link) nic {
 		Index: a.Index, Name: a.Name, Kind: l.Type(), Alias: a.Alias,
 		MAC: a.HardwareAddr.String(), MTU: a.MTU,
 		Up:       a.RawFlags&unix.IFF_UP != 0,
+		Promisc:  a.RawFlags&unix.IFF_PROMISC != 0,
 		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0,
 		Ethernet: a.EncapType == "ether",
 		Lower:    a.ParentIndex, LowerNS: a.NetNsID, Master: a.MasterIndex,
@@ -465,9 +469,17 @@ func reference(n nic) netlink.Link {
 	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: n.Index, Name: n.Name}}
 }
 
-// remove deletes a link; that it is gone already is fine.
+// remove deletes a link; that it is gone already is fine. The kernel (6.1) does not
+// take back from the NIC what a promiscuous VLAN device has asked of it when that
+// is deleted: the NIC would be promiscuous for ever.
 func remove(h *netlink.Handle, n nic) error {
-	err := h.LinkDel(reference(n))
+	var err error
+	if n.Promisc {
+		err = h.SetPromiscOff(reference(n))
+	}
+	if err == nil {
+		err = h.LinkDel(reference(n))
+	}
 	if err == nil || errors.Is(err, unix.ENODEV) {
 		return nil
 	}

@@ -15,6 +15,7 @@ type nic struct {
 	MAC      string
 	MTU      int
 	Up       bool // administratively
+	Promisc  bool // by its own flag
 	Carrier  bool
 	Ethernet bool
 	Mode     string // of a macvlan or ipvlan
