@@ -45,6 +45,7 @@ type segment struct {
 	policies []disguise.Policy // what looks was given
 
 	linkStatus  link.Status
+	shared      string // this machine's own interface of the VLAN, if lan0 stands or stood on one
 	looksStatus disguise.Status
 	steerStatus steer.Status
 	problems    []string
@@ -75,6 +76,9 @@ func (s *segment) apply(ctx context.Context, p segmentPlan) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	forced := s.plan.segment.Steering
+	if s.plan.segment.Parent != p.segment.Parent || s.plan.segment.VLAN != p.segment.VLAN {
+		s.shared = ""
+	}
 	s.plan = p
 	err := s.realise(ctx, forced)
 	s.ready, s.settled = err == nil, err == nil
@@ -99,12 +103,16 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 	}
 	var err error
 	links := p.link
-	links.Trunk = s.agent.trunk
+	links.Trunk, links.Shared = s.agent.trunk, s.shared
 	if s.linkStatus, err = link.Apply(ctx, s.agent.host, s.ns, links); err != nil {
 		if errors.Is(err, link.ErrParentDown) || errors.Is(err, link.ErrParentMissing) {
 			s.watch.lost()
 		}
 		return err // without a link there is nothing to put addresses on
+	}
+	s.shared = ""
+	if p.segment.VLAN != 0 && !s.linkStatus.InTrunk {
+		s.shared = s.linkStatus.Lower
 	}
 	errs := []error{s.limit(ctx), s.disguise(ctx)} // before an address is answered for
 	if err := s.claim(); err != nil {

@@ -56,6 +56,10 @@ func (s *segment) applyLower() error {
 		s.lower = lower{*own, s.host, s.hostH}
 		return nil
 	}
+	if s.Shared != "" {
+		return fmt.Errorf("%s, this machine's own interface of VLAN %d, %w; make it again, or restart decoynet if the VLAN is to be the decoys' alone",
+			s.Shared, s.VLAN, ErrParentMissing)
+	}
 	if s.Trunk == nil {
 		return errors.New("no namespace for VLAN devices")
 	}
