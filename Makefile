@@ -31,7 +31,7 @@ export PATH        := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 GOLANGCI := $(GO) tool -modfile=tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := build
-.PHONY: build test race demo bench fuzz soak vet lint format generate generate-check cross clean help \
+.PHONY: build test race demo bench fuzz soak vm-scale vet lint format generate generate-check cross clean help \
 	deps-go deps-test deps-demo deps-bench deps-generate
 
 build: deps-go ## bin/decoynet, static
@@ -54,6 +54,9 @@ fuzz: deps-go ## every fuzz target, FUZZTIME (1m) each
 
 soak: deps-bench build ## minutes at full speed for each of SOAK (peers too, if named); no connection may fail
 	$(GO) run ./bench -only endurance -rounds 1 -duration $(SOAKTIME) -subjects $(SOAK)
+
+vm-scale: deps-test ## 256 VLANs of 256 decoys on one trunk port, in a virtual machine
+	DECOYNET_VLANS=256 $(GO) test -timeout 15m -count 1 -v -run '^TestManyVLANs$$' ./test/e2e
 
 vet: deps-go ## go vet over the tree
 	$(GO) vet ./...

@@ -112,6 +112,12 @@ func TestTermLeavesNothing(t *testing.T) {
 func (o *office) settled() map[string]string {
 	o.t.Helper()
 	o.wantWeb(lab.OfficeProduction.V4.String()) // so that the two know each other already
+	return o.atRest()
+}
+
+// atRest returns the snapshots once they stay the same.
+func (o *office) atRest() map[string]string {
+	o.t.Helper()
 	last := o.snapshots()
 	eventually(o.t, 15*time.Second, func() error {
 		time.Sleep(2 * time.Second)

@@ -21,17 +21,25 @@ import (
 
 	"decoynet/internal/lab"
 	"decoynet/internal/lab/labtest"
+	"decoynet/internal/lab/vm"
 	"decoynet/internal/pgtest"
 )
 
 // binary is the program under test, built once.
 var binary string
 
+// guestBinary is where it is in a virtual machine.
+const guestBinary = "/usr/bin/decoynet"
+
 func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
 func run(m *testing.M) int {
+	if vm.Inside() {
+		binary = guestBinary
+		return checked(m)
+	}
 	dir, err := os.MkdirTemp("", "decoynet-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -45,6 +53,11 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build decoynet: %v\n%s", err, out)
 		return 1
 	}
+	return checked(m)
+}
+
+// checked runs the tests and fails the run where they leave something.
+func checked(m *testing.M) int {
 	before, err := hostMarks()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -192,6 +205,8 @@ type nodeStatus struct {
 	Problems []string
 	Segments []struct {
 		Name, Steering, MAC string
+		Ready               bool
+		Problems            []string
 		Addresses           int
 		OpenPorts           int `json:"open_ports"`
 	}
@@ -250,6 +265,9 @@ func (o *office) sessions(args ...string) []map[string]any {
 
 func eventually(t *testing.T, d time.Duration, fn func() error) {
 	t.Helper()
+	if vm.Inside() {
+		d *= 5 // it is slow
+	}
 	if err := lab.Eventually(t.Context(), d, fn); err != nil {
 		t.Fatal(err)
 	}

@@ -109,6 +109,8 @@ type event struct {
 	Message    string `json:"message"`
 	Node       string `json:"decoynet.node"`
 	Decoy      string `json:"decoynet.decoy"`
+	Segment    string `json:"decoynet.segment"`
+	DestIP     string `json:"destination.ip"`
 	SourceIP   string `json:"source.ip"`
 	SourcePort uint16 `json:"source.port"`
 }
@@ -198,21 +200,21 @@ func wantFailure(t *testing.T, err error, status int, words ...string) {
 
 // wantEcho sends datagrams and wants them back, with the sender as the service
 // sees it.
-func (b *branch) wantEcho(from *lab.Machine, target netip.AddrPort) netip.AddrPort {
-	b.t.Helper()
-	conn, err := from.Dial(b.t.Context(), "udp", target.String())
-	check(b.t, err)
+func (o *office) wantEcho(from *lab.Machine, target netip.AddrPort) netip.AddrPort {
+	o.t.Helper()
+	conn, err := from.Dial(o.t.Context(), "udp", target.String())
+	check(o.t, err)
 	defer conn.Close()
 	local := localAddr(conn)
-	check(b.t, conn.SetDeadline(time.Now().Add(5*time.Second)))
+	check(o.t, conn.SetDeadline(time.Now().Add(5*time.Second)))
 	buf := make([]byte, 2048)
 	for _, said := range []string{"hello", strings.Repeat("x", 1300)} {
 		_, err = conn.Write([]byte(said))
-		check(b.t, err)
+		check(o.t, err)
 		n, err := conn.Read(buf)
-		check(b.t, err)
+		check(o.t, err)
 		if want := fmt.Sprintf("peer %s %d\n%s", local.Addr(), local.Port(), said); string(buf[:n]) != want {
-			b.t.Errorf("UDP to %s answered %.80q, want %.80q", target, buf[:n], want)
+			o.t.Errorf("UDP to %s answered %.80q, want %.80q", target, buf[:n], want)
 		}
 	}
 	return local
