@@ -169,9 +169,11 @@ func (o *trunkOffice) testHostOutOfReach() {
 	for _, p := range places {
 		asking.Go(func() {
 			for _, mac := range p.macs {
+				var dialing sync.WaitGroup
 				for _, addr := range own {
-					o.reach(p.from, addr, mac)
+					dialing.Go(func() { o.reach(p.from, addr, mac) })
 				}
+				dialing.Wait()
 			}
 			if p.from != native {
 				o.unanswered(p.from, local6)
