@@ -78,6 +78,7 @@ func decoysSuite() suite {
 // crowdSite is a node with decoys, and what is around it.
 type crowdSite struct {
 	crowd
+	lan                        *lab.Switch
 	gateway, service, intruder *lab.Machine
 	binary, self               string
 	process                    *lab.Process
@@ -156,6 +157,11 @@ func newCrowdSite(l *lab.Lab, i int, c crowd, binary, self string) (*crowdSite, 
 	if err := l.Err(); err != nil {
 		return nil, err
 	}
+	if c.segments == 1 { // a LAN, which others may be on, too
+		s.lan = l.Switch("lan-" + c.name)
+		s.gateway.Plug(s.lan, "lan0")
+		s.intruder.Plug(s.lan, "lan0")
+	}
 	if err := s.wire(); err != nil {
 		return nil, err
 	}
@@ -167,20 +173,19 @@ func newCrowdSite(l *lab.Lab, i int, c crowd, binary, self string) (*crowdSite, 
 // the kernel of the test machines has no VLAN devices, and on one shared wire
 // every broadcast would come by all segments.
 func (s *crowdSite) wire() error {
-	var script strings.Builder
-	for i := range s.segments {
-		fmt.Fprintf(&script, "ip link add lan%d type veth peer name lan%d netns %s\nip link set lan%d up\n", i, i, path.Base(path.Dir(path.Dir(s.intruder.NetnsPath()))), i)
+	var here, there strings.Builder
+	fmt.Fprintf(&there, "ip addr add %s/32 dev lo\n", s.address)
+	if s.lan == nil {
+		intruder := path.Base(path.Dir(path.Dir(s.intruder.NetnsPath()))) // /proc/PID/ns/net
+		for i := range s.segments {
+			fmt.Fprintf(&here, "ip link add lan%[1]d type veth peer name lan%[1]d netns %[2]s\nip link set lan%[1]d up\n", i, intruder)
+			fmt.Fprintf(&there, "ip link set lan%d up\n", i)
+		}
 	}
-	_, err := s.gateway.Run(context.Background(), "sh", "-ec", script.String())
-	if err != nil {
+	if _, err := s.gateway.Run(context.Background(), "sh", "-ec", here.String()); err != nil {
 		return err
 	}
-	script.Reset()
-	fmt.Fprintf(&script, "ip addr add %s/32 dev lo\n", s.address)
-	for i := range s.segments {
-		fmt.Fprintf(&script, "ip link set lan%d up\n", i)
-	}
-	_, err = s.intruder.Run(context.Background(), "sh", "-ec", script.String())
+	_, err := s.intruder.Run(context.Background(), "sh", "-ec", there.String())
 	return err
 }
 

@@ -61,7 +61,7 @@ func main() {
 	flag.StringVar(&o.subjects, "subjects", "", "comma-separated subjects (default: all of the suite)")
 	flag.StringVar(&o.figures, "figures", "", "comma-separated groups of figures: "+strings.Join(groupNames(), ", ")+"; of carriers, names of metrics or their beginnings (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 0, fmt.Sprintf("rounds; subjects take turns within each (default: the suite's own: %d, carriers and scale 3, endurance 1)", defaultRounds))
-	flag.DurationVar(&o.duration, "duration", 0, "of a single measurement (default: the suite's own: 1.5s, delay 5s, carriers 1s, scale 10s, endurance 5m)")
+	flag.DurationVar(&o.duration, "duration", 0, "of a single measurement (default: the suite's own: 1.5s, delay 5s, carriers 1s, scale 10s, decoys and sensing 2s, endurance 5m)")
 	flag.StringVar(&o.decoynet, "decoynet", "bin/decoynet", "the binary to measure; peers alone are measured where it is missing")
 	flag.StringVar(&o.out, "out", "bench/out", "folder of the JSON files")
 	flag.StringVar(&o.closes, "close", "client", "who closes a connection first: client or service")

@@ -54,10 +54,11 @@ var suites = map[string]suite{
 	"carriers":  carriersSuite(),
 	"scale":     scaleSuite(),
 	"decoys":    decoysSuite(),
+	"sensing":   sensingSuite(),
 }
 
 // usualSuites are run where none is named.
-var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys"}
+var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys", "sensing"}
 
 func suiteNames() []string { return slices.Sorted(maps.Keys(suites)) }
 
