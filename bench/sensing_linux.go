@@ -50,7 +50,7 @@ func sensingSuite() suite {
 			{Name: "cores", Unit: "", What: "processor time of decoynet for that, less what it takes with its ears closed"},
 			{Name: "frames_load", Unit: "1/s", What: "sent by the scanner while connections are relayed"},
 			{Name: "connections", Unit: "1/s", What: fmt.Sprintf("relayed meanwhile: connect, the service speaks first, close; %d at a time, to one decoy", crowdParallel)},
-			{Name: "connections_deaf", Unit: "1/s", What: "the same with the ears closed"},
+			{Name: "connections_deaf", Unit: "1/s", What: "the same with its ears closed, in turn"},
 			{Name: "kept", Unit: "", What: "connections over connections_deaf, in the same round"},
 			{Name: "failed", Unit: "connections", What: "that got no first byte, listening"},
 			{Name: "rss", Unit: "MB", What: "resident memory of decoynet after it"},
@@ -75,7 +75,9 @@ type sensingSite struct {
 	self    netip.Addr // the scanner's
 	fill    *strings.Replacer
 	ears    *ears
-	sensed  uint64 // of scans, in all
+	// connections is how many were served while decoynet listened: it saw their
+	// SYNs, too, and they are sessions.
+	connections uint64
 }
 
 func measureSensing(ctx context.Context, b *bench) (err error) {
@@ -152,51 +154,30 @@ add rule netdev bench out tcp flags & (syn | ack | rst) == syn counter name syns
 	return s, err
 }
 
-// take measures one scan: alone and together with connections, each with open ears
-// and with closed ones. Connections take four turns, so that neither side has the
-// better part of a machine that grows busier or less busy meanwhile.
+// turns is how often connections are counted with open ears, and as often with
+// closed ones, while one scan goes on. The turns are short and by pairs in either
+// order, so that neither side has the better part of a machine that grows busier
+// or less busy meanwhile.
+const turns = 6
+
+// take measures one scan: alone, with open ears and with closed ones, and then
+// together with connections.
 func (s *sensingSite) take(ctx context.Context, b *bench, c scan) error {
 	var alone [2]window // by deaf
 	for _, deaf := range []int{0, 1} {
 		var err error
-		if alone[deaf], err = s.window(ctx, b, c, false, deaf == 1); err != nil {
+		if alone[deaf], err = s.alone(ctx, b, c, deaf == 1); err != nil {
 			return err
-		}
-	}
-	var connections [2]float64
-	var failed, wrong uint64
-	var rate float64
-	for i, deaf := range []int{0, 1, 1, 0} {
-		if b.round%2 == 1 {
-			deaf = 1 - deaf
-		}
-		w, err := s.window(ctx, b, c, true, deaf == 1)
-		if err != nil {
-			return err
-		}
-		if b.verbose {
-			fmt.Fprintf(b.log, "  %s, turn %d, deaf %d: %.0f connections/s, %.0f frames/s\n", c.name, i+1, deaf, w.load.PerSecond(), w.rate)
-		}
-		connections[deaf] += w.load.PerSecond() / 2
-		wrong += w.load.WrongSource
-		if deaf == 0 {
-			failed += w.load.Failures()
-			rate += w.rate / 2
 		}
 	}
 	b.sample(c.name, "cores", alone[0].cores-alone[1].cores)
-	b.sample(c.name, "connections", connections[0])
-	b.sample(c.name, "connections_deaf", connections[1])
-	b.sample(c.name, "kept", connections[0]/connections[1])
-	b.sample(c.name, "failed", float64(failed))
 	if c.command != nil {
 		b.sample(c.name, "frames", alone[0].rate)
-		b.sample(c.name, "frames_load", rate)
 		b.sample(c.name, "sensed", 100*float64(alone[0].sensed)/float64(alone[0].syns))
 		b.sample(c.name, "dropped", 100*float64(alone[0].dropped)/float64(alone[0].syns))
 	}
-	if wrong > 0 {
-		b.report.Void(c.name, "connections", fmt.Sprintf("round %d: %d connections showed the service a wrong source", b.round+1, wrong))
+	if err := s.together(ctx, b, c); err != nil {
+		return err
 	}
 	u, err := subject.UsageOf(s.process.PID())
 	if err != nil {
@@ -217,7 +198,8 @@ type window struct {
 // room for.
 type counts struct{ syns, sensed, dropped uint64 }
 
-func (s *sensingSite) window(ctx context.Context, b *bench, c scan, loaded, deaf bool) (w window, err error) {
+// alone measures a scan from its beginning to its end.
+func (s *sensingSite) alone(ctx context.Context, b *bench, c scan, deaf bool) (w window, err error) {
 	if err := s.ears.listen(!deaf); err != nil {
 		return w, err
 	}
@@ -225,32 +207,69 @@ func (s *sensingSite) window(ctx context.Context, b *bench, c scan, loaded, deaf
 	if err != nil {
 		return w, err
 	}
-	if c.command != nil {
-		stop, err := s.begin(ctx, c)
-		if err != nil {
-			return w, err
-		}
-		defer func() { err = errors.Join(err, stop()) }()
-		if err = s.measure(ctx, b, &w, loaded); err != nil {
-			return w, err
-		}
-		if err := stop(); err != nil {
-			return w, err
-		}
-	} else if err := s.measure(ctx, b, &w, loaded); err != nil {
+	stop, err := s.begin(ctx, c)
+	if err != nil {
+		return w, err
+	}
+	err = s.measure(ctx, &w, func() error { time.Sleep(b.duration); return nil })
+	if err := errors.Join(err, stop()); err != nil {
 		return w, err
 	}
 	time.Sleep(300 * time.Millisecond) // for the ring's last block
 	after, err := s.count(ctx)
 	w.counts = counts{after.syns - before.syns, after.sensed - before.sensed, after.dropped - before.dropped}
-	if !deaf {
-		s.sensed += w.sensed - w.load.Served
-	}
 	return w, err
+}
+
+// together measures connections while a scan goes on.
+func (s *sensingSite) together(ctx context.Context, b *bench, c scan) (err error) {
+	stop, err := s.begin(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	spec := load.Spec{Kind: load.Connect, Targets: s.targets, Parallel: crowdParallel, Duration: b.duration / 4, Timeout: connectTimeout}
+	var connections [2]float64 // by deaf
+	var rate float64
+	var failed, wrong uint64
+	for i := range 2 * turns {
+		deaf := (i + i/2 + b.round) % 2 // 0 1 1 0 0 1 1 0 ...
+		if err := s.ears.listen(deaf == 0); err != nil {
+			return err
+		}
+		var w window
+		if err := s.measure(ctx, &w, func() (err error) { w.load, err = s.load(ctx, spec); return err }); err != nil {
+			return err
+		}
+		if b.verbose {
+			fmt.Fprintf(b.log, "  %s, turn %d, deaf %d: %.0f connections/s, %.0f frames/s\n", c.name, i+1, deaf, w.load.PerSecond(), w.rate)
+		}
+		connections[deaf] += w.load.PerSecond() / turns
+		rate += w.rate / (2 * turns)
+		wrong += w.load.WrongSource
+		if deaf == 0 {
+			failed += w.load.Failures()
+			s.connections += w.load.Served
+		}
+	}
+	b.sample(c.name, "connections", connections[0])
+	b.sample(c.name, "connections_deaf", connections[1])
+	b.sample(c.name, "kept", connections[0]/connections[1])
+	b.sample(c.name, "failed", float64(failed))
+	if c.command != nil {
+		b.sample(c.name, "frames_load", rate)
+	}
+	if wrong > 0 {
+		b.report.Void(c.name, "connections", fmt.Sprintf("round %d: %d connections showed the service a wrong source", b.round+1, wrong))
+	}
+	return nil
 }
 
 // begin starts a scan and returns when it is under way.
 func (s *sensingSite) begin(ctx context.Context, c scan) (stop func() error, err error) {
+	if c.command == nil {
+		return func() error { return nil }, nil
+	}
 	args := make([]string, len(c.command))
 	for i, a := range c.command {
 		args[i] = s.fill.Replace(a)
@@ -276,8 +295,8 @@ func (s *sensingSite) begin(ctx context.Context, c scan) (stop func() error, err
 	return p.Kill, nil
 }
 
-// measure waits, or connects, for the length of a measurement.
-func (s *sensingSite) measure(ctx context.Context, b *bench, w *window, loaded bool) error {
+// measure notes what decoynet and the scanner do while fn runs.
+func (s *sensingSite) measure(ctx context.Context, w *window, fn func() error) error {
 	before, err := subject.UsageOf(s.process.PID())
 	if err != nil {
 		return err
@@ -287,13 +306,8 @@ func (s *sensingSite) measure(ctx context.Context, b *bench, w *window, loaded b
 		return err
 	}
 	began := time.Now()
-	if loaded {
-		w.load, err = s.load(ctx, load.Spec{Kind: load.Connect, Targets: s.targets, Parallel: crowdParallel, Duration: b.duration, Timeout: connectTimeout})
-		if err != nil {
-			return err
-		}
-	} else {
-		time.Sleep(b.duration)
+	if err := fn(); err != nil {
+		return err
 	}
 	took := time.Since(began).Seconds()
 	after, err := subject.UsageOf(s.process.PID())
@@ -306,6 +320,7 @@ func (s *sensingSite) measure(ctx context.Context, b *bench, w *window, loaded b
 	return err
 }
 
+// count reads the counters of the scanner's card and of decoynet.
 func (s *sensingSite) count(ctx context.Context) (c counts, err error) {
 	var status struct {
 		Sensing struct{ Sensed, Dropped uint64 }
@@ -348,6 +363,11 @@ func (s *sensingSite) takeTold(ctx context.Context, b *bench) error {
 	if err := s.ears.listen(true); err != nil {
 		return err
 	}
+	all, err := s.count(ctx)
+	if err != nil {
+		return err
+	}
+	sensed := all.sensed - s.connections
 	if err := s.process.Stop(ctx); err != nil {
 		return err
 	}
@@ -365,8 +385,8 @@ func (s *sensingSite) takeTold(ctx context.Context, b *bench) error {
 		}
 		contacts, probes = contacts+p.Count, probes+1
 	}
-	fmt.Fprintf(b.log, "%d probes tell of %d contacts; %d frames were sensed\n", probes, contacts, s.sensed)
+	fmt.Fprintf(b.log, "%d probes tell of %d contacts; %d frames were sensed\n", probes, contacts, sensed)
 	b.report.Subjects = append(b.report.Subjects, "all")
-	b.sample("all", "told", 100*float64(contacts)/float64(s.sensed))
+	b.sample("all", "told", 100*float64(contacts)/float64(sensed))
 	return nil
 }
