@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"decoynet/agent"
@@ -23,7 +24,8 @@ import (
 // asks for one of them, so that an agent in listen mode runs without.
 type localRoles struct {
 	node *node
-	*kernelRoles
+	// made is nil until then; who asks for the status may come at any time.
+	made atomic.Pointer[kernelRoles]
 }
 
 // kernelRoles are the roles once they are made.
@@ -47,20 +49,20 @@ func asked(s *deception.State) bool { return len(s.Segments)+len(s.Zones) > 0 ||
 // spareProcs are for everything that is not a relay loop.
 const spareProcs = 2
 
-func (l *localRoles) make() (err error) {
+func (l *localRoles) make() (k *kernelRoles, err error) {
 	if err := checkCapabilities(); err != nil {
-		return err
+		return nil, err
 	}
 	// A relay loop waits in a system call of its own, so it holds one of the
 	// scheduler's places. Without a free one besides, the runtime starts and stops
 	// a thread to look for work each time a loop goes to sleep (handoffp in
 	// runtime/proc.go): a third of the system's time at 32 flows at once.
 	runtime.GOMAXPROCS(runtime.NumCPU() + spareProcs)
-	n, k := l.node, &kernelRoles{}
-	l.kernelRoles = k
+	n := l.node
+	k = &kernelRoles{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.close(context.Background()))
+			err = errors.Join(err, k.close(context.Background()))
 		}
 	}()
 	k.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
@@ -68,19 +70,19 @@ func (l *localRoles) make() (err error) {
 	k.gateway = gateway.New(gateway.Config{Node: n.cfg.name, Recorder: n.cfg.recorder, Suspect: k.checker.Suspect, Links: k.links})
 	k.forward = agent.NewForwarder(n.cfg.name, n.courier)
 	if k.engine, err = relay.New(&handlers{node: n, gateway: k.gateway, forward: k.forward}, relay.Config{Loops: runtime.NumCPU()}); err != nil {
-		return err
+		return k, err
 	}
 	if k.zones, err = gateway.NewZones(); err != nil {
-		return err
+		return k, err
 	}
 	if k.agent, err = agent.New(agent.Config{
 		Node: n.cfg.name, Engine: k.engine, Recorder: n.cfg.recorder, Forwarded: n.courier.Up, CloseFlows: k.closeFlows(n), Claimed: n.noteHealth, Log: n.cfg.log,
 	}); err != nil {
-		return err
+		return k, err
 	}
 	k.egress = gateway.NewEgress(k.gateway, gateway.EgressConfig{Ports: k.checker.States, Log: n.cfg.log})
 	k.ingress = gateway.NewIngress(k.gateway, gateway.IngressConfig{Identity: n.cfg.identity, Recorder: n.cfg.recorder, Up: k.up, Log: n.cfg.log})
-	return nil
+	return k, nil
 }
 
 // closeFlows ends flows of segments, wherever they are carried.
@@ -126,49 +128,51 @@ func (k *kernelRoles) up(p health.Port) bool { return k.checker.Up(p) || k.links
 // or nowhere are ended while the decoy's address still stands to reset them from.
 func (l *localRoles) apply(ctx context.Context, want desired) error {
 	state := &want.state
-	if l.kernelRoles == nil {
+	k := l.made.Load()
+	if k == nil {
 		if !asked(state) {
 			return nil
 		}
-		if err := l.make(); err != nil {
-			l.kernelRoles = nil
+		var err error
+		if k, err = l.make(); err != nil {
 			return fmt.Errorf("segments, zones and gateways of this machine: %w", err)
 		}
+		l.made.Store(k)
 	}
 	// What the document leaves to the machine: links that are found by their
 	// addresses. What is not found is a problem of that zone only.
-	interfaces, err := link.Interfaces(l.zones.Host())
+	interfaces, err := link.Interfaces(k.zones.Host())
 	resolved, err2 := state.OnMachine(interfaces)
 	err = errors.Join(err, err2)
 	state = &resolved
 	table := deception.NewTable(state)
-	errs := []error{err, l.zones.Apply(ctx, state)}
-	errs = append(errs, l.applyHostRoutes(ctx, state))
-	l.checker.Watch(ctx, health.PortsOf(state))
-	l.links.Watch(ctx, state)
-	l.gateway.KeepHeads(want.heads)
-	l.gateway.SetState(state, table)
-	l.forward.SetState(state)
-	l.engine.CloseFlows(misled(state, table), deception.EndUnbound)
-	errs = append(errs, l.agent.Apply(ctx, state, table, l.up))
-	errs = append(errs, l.applyHostRoutes(ctx, state)) // now with the links of the kernel path
-	errs = append(errs, l.egress.Apply(ctx, state), l.ingress.Apply(ctx, state, want.peers))
+	errs := []error{err, k.zones.Apply(ctx, state)}
+	errs = append(errs, k.applyHostRoutes(ctx, state))
+	k.checker.Watch(ctx, health.PortsOf(state))
+	k.links.Watch(ctx, state)
+	k.gateway.KeepHeads(want.heads)
+	k.gateway.SetState(state, table)
+	k.forward.SetState(state)
+	k.engine.CloseFlows(misled(state, table), deception.EndUnbound)
+	errs = append(errs, k.agent.Apply(ctx, state, table, k.up))
+	errs = append(errs, k.applyHostRoutes(ctx, state)) // now with the links of the kernel path
+	errs = append(errs, k.egress.Apply(ctx, state), k.ingress.Apply(ctx, state, want.peers))
 	return errors.Join(errs...)
 }
 
 // doubt has the next apply compare everything with the kernel.
 func (l *localRoles) doubt() {
-	if l.kernelRoles != nil {
-		l.agent.Doubt()
+	if k := l.made.Load(); k != nil {
+		k.agent.Doubt()
 	}
 }
 
-func (l *localRoles) applyHostRoutes(ctx context.Context, state *deception.State) error {
+func (k *kernelRoles) applyHostRoutes(ctx context.Context, state *deception.State) error {
 	d := gateway.HostRoutes(state)
-	uplinks := l.agent.HostRoutes()
+	uplinks := k.agent.HostRoutes()
 	d.Routes = append(d.Routes, uplinks.Routes...)
 	d.Rules = append(d.Rules, uplinks.Rules...)
-	if _, err := route.Apply(ctx, l.zones.Host(), d); err != nil {
+	if _, err := route.Apply(ctx, k.zones.Host(), d); err != nil {
 		return fmt.Errorf("host routes: %w", err)
 	}
 	return nil
@@ -192,40 +196,47 @@ func misled(state *deception.State, table *deception.Table) func(*relay.Flow) bo
 }
 
 func (l *localRoles) refresh(ctx context.Context) error {
-	if l.kernelRoles == nil {
+	k := l.made.Load()
+	if k == nil {
 		return nil
 	}
-	l.egress.NoteHealth()
-	l.ingress.NoteHealth()
-	return l.agent.Refresh(ctx, l.up)
+	k.egress.NoteHealth()
+	k.ingress.NoteHealth()
+	return k.agent.Refresh(ctx, k.up)
 }
 
 // carry takes a flow of this machine's own addresses into this process's gateway.
 func (l *localRoles) carry(intruder pump.Stream, s *deception.Session, idle time.Duration) pump.Handle {
-	if l.kernelRoles == nil {
+	k := l.made.Load()
+	if k == nil {
 		return nil
 	}
-	return l.ingress.Carry(intruder, s, idle)
+	return k.ingress.Carry(intruder, s, idle)
 }
 
 // closeCarried ends flows of this machine's own addresses that match; those that
 // agents on other nodes brought are none of listen mode's here.
 func (l *localRoles) closeCarried(match func(*deception.Session) bool, reason deception.EndReason) {
-	if l.kernelRoles != nil {
-		l.ingress.CloseFlows(func(s *deception.Session) bool { return s.Node == l.node.cfg.name && match(s) }, reason)
+	if k := l.made.Load(); k != nil {
+		k.ingress.CloseFlows(func(s *deception.Session) bool { return s.Node == l.node.cfg.name && match(s) }, reason)
 	}
 }
 
 // decoyUp tells whether the service behind a port of a decoy is known to be up.
 func (l *localRoles) decoyUp(d *deception.Decoy, t deception.Transport, port uint16, ipv6 bool) bool {
-	return l.kernelRoles != nil && l.ingress.Up(d, t, port, ipv6)
+	k := l.made.Load()
+	return k != nil && k.ingress.Up(d, t, port, ipv6)
 }
 
 func (l *localRoles) close(ctx context.Context) error {
-	k := l.kernelRoles
+	k := l.made.Load()
 	if k == nil {
 		return nil
 	}
+	return k.close(ctx)
+}
+
+func (k *kernelRoles) close(ctx context.Context) error {
 	k.checker.Close()
 	k.links.Close()
 	var errs []error

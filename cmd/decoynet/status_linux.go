@@ -12,10 +12,11 @@ import (
 
 // status adds what is true of the kernel's roles.
 func (l *localRoles) status(ctx context.Context, s *status) {
-	if l.kernelRoles == nil {
+	k := l.made.Load()
+	if k == nil {
 		return
 	}
-	segments, zones := l.agent.Status(), l.zones.Status(ctx)
+	segments, zones := k.agent.Status(), k.zones.Status(ctx)
 	for _, g := range segments {
 		s.Ready = s.Ready && g.Ready
 	}
@@ -25,24 +26,24 @@ func (l *localRoles) status(ctx context.Context, s *status) {
 	// Plain structs: Marshal cannot fail.
 	s.Segments, _ = json.Marshal(segments)
 	s.Zones, _ = json.Marshal(zones)
-	s.Relay = l.relayStatus()
+	s.Relay = k.relayStatus()
 	if len(segments) > 0 {
-		s.Sensing, _ = json.Marshal(l.agent.Sensing())
+		s.Sensing, _ = json.Marshal(k.agent.Sensing())
 	}
 	l.node.mu.Lock()
 	services := l.node.now.state.Services
 	l.node.mu.Unlock()
-	s.Services = l.serviceStatus(services)
-	if ingress := l.ingress.Status(); len(ingress.Listen)+len(ingress.Problems) > 0 {
+	s.Services = k.serviceStatus(services)
+	if ingress := k.ingress.Status(); len(ingress.Listen)+len(ingress.Problems) > 0 {
 		s.Ingress, _ = json.Marshal(ingress)
 		if l.node.cfg.identity == nil { // else they are errors of apply as well
 			s.Problems = append(s.Problems, ingress.Problems...)
 		}
 	}
-	if egress := l.egress.Status(); len(egress) > 0 {
+	if egress := k.egress.Status(); len(egress) > 0 {
 		s.Egress, _ = json.Marshal(egress)
 	}
-	if links := l.links.Status(); len(links) > 0 {
+	if links := k.links.Status(); len(links) > 0 {
 		s.Egresses, _ = json.Marshal(links)
 		for _, far := range links {
 			if far.Err != "" {
@@ -52,9 +53,9 @@ func (l *localRoles) status(ctx context.Context, s *status) {
 	}
 }
 
-func (l *localRoles) serviceStatus(services []deception.Service) []serviceStatus {
-	states := l.checker.States()
-	for p, st := range l.links.States() {
+func (k *kernelRoles) serviceStatus(services []deception.Service) []serviceStatus {
+	states := k.checker.States()
+	for p, st := range k.links.States() {
 		states[p] = st
 	}
 	ports := map[string][]portStatus{}
@@ -76,10 +77,10 @@ func (l *localRoles) serviceStatus(services []deception.Service) []serviceStatus
 	return out
 }
 
-func (l *localRoles) relayStatus() relayStatus {
-	r := l.engine.Stats()
+func (k *kernelRoles) relayStatus() relayStatus {
+	r := k.engine.Stats()
 	return relayStatus{
 		Flows: r.Active, UDPFlows: r.ActiveUDP, Accepted: r.Accepted, Refused: r.Refused, Overload: r.Overload,
-		Retries: r.Retries, MovedPorts: l.gateway.MovedPorts(), Spliced: r.Spliced, Truncated: r.Truncated,
+		Retries: r.Retries, MovedPorts: k.gateway.MovedPorts(), Spliced: r.Spliced, Truncated: r.Truncated,
 	}
 }
