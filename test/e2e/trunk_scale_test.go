@@ -23,7 +23,7 @@ import (
 const (
 	// envVLANs is how many VLANs TestManyVLANs has; `make vm-scale` says 256.
 	envVLANs     = "DECOYNET_VLANS"
-	usualVLANs   = 32
+	usualVLANs   = 16
 	vlanDecoys   = 256
 	firstVLAN    = 1000
 	manyPorts    = "21, 22, 23, 25, 80, 443, 445, 3389, 8080, 8443"
