@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	programs = dir
+	labtest.SideBySide(4)
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

@@ -40,6 +40,7 @@ func run(m *testing.M) int {
 		binary = guestBinary
 		return checked(m)
 	}
+	labtest.SideBySide(4)
 	dir, err := os.MkdirTemp("", "decoynet-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

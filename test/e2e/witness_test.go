@@ -95,7 +95,7 @@ func (o *office) ended(source netip.AddrPort) record {
 func (o *office) recorded(source netip.AddrPort, match func(*record) bool) record {
 	o.t.Helper()
 	var found record
-	eventually(o.t, 5*time.Second, func() error {
+	eventually(o.t, 15*time.Second, func() error {
 		list, err := o.records("--source", source.Addr().String())
 		if err != nil {
 			return err

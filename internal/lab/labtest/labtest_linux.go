@@ -4,9 +4,11 @@ package labtest
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -141,4 +143,14 @@ func leaks(before holdings) error {
 		}
 	}
 	return nil
+}
+
+// SideBySide has so many of a package's parallel tests run at the same time, where
+// -parallel does not say otherwise. Tests of whole programs wait more than they
+// compute. TestMain calls it.
+func SideBySide(n int) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set(strconv.Itoa(n)) // a number
+	}
 }
