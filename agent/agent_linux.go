@@ -213,14 +213,17 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 	return errors.Join(errs...)
 }
 
-// Doubt has the next Apply compare every segment with the kernel: somebody else
-// may have changed something. Without it, those whose plan is the same are left
-// alone, so that a change of one costs the same however many there are.
-func (a *Agent) Doubt() {
+// Doubt has the next Apply compare segments with the kernel, since somebody else
+// may have changed something: one in so many of them, the turn saying which.
+// Others whose plan is the same are left alone, so that a change of one costs the
+// same however many there are, and waits for no comparison of all.
+func (a *Agent) Doubt(turn, oneIn int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, s := range a.segments {
-		s.doubt()
+	for name, s := range a.segments {
+		if a.index(name)%oneIn == turn%oneIn {
+			s.doubt()
+		}
 	}
 }
 

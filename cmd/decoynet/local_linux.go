@@ -160,10 +160,10 @@ func (l *localRoles) apply(ctx context.Context, want desired) error {
 	return errors.Join(errs...)
 }
 
-// doubt has the next apply compare everything with the kernel.
-func (l *localRoles) doubt() {
+// doubt has the next apply compare a part of the segments with the kernel.
+func (l *localRoles) doubt(turn, oneIn int) {
 	if k := l.made.Load(); k != nil {
-		k.agent.Doubt()
+		k.agent.Doubt(turn, oneIn)
 	}
 }
 

@@ -25,7 +25,7 @@ func (l *localRoles) apply(_ context.Context, want desired) error {
 	return nil
 }
 
-func (l *localRoles) doubt()                          {}
+func (l *localRoles) doubt(int, int)                  {}
 func (l *localRoles) refresh(context.Context) error   { return nil }
 func (l *localRoles) close(context.Context) error     { return nil }
 func (l *localRoles) status(context.Context, *status) {}

@@ -198,10 +198,17 @@ func (n *node) mend(ctx context.Context, turn int) {
 	n.mu.Lock()
 	want, problem, applied := n.now, n.problem, n.applied
 	n.mu.Unlock()
-	if !applied || problem == nil && turn%int(driftEvery/retryEvery) != 0 {
+	if !applied {
 		return
 	}
-	n.local.doubt()
+	// A part of the segments each time: all of hundreds together would hold up a
+	// reload for a second.
+	const parts = int(driftEvery / retryEvery)
+	n.local.doubt(turn, parts)
+	if problem == nil && turn%parts != 0 {
+		n.refresh(ctx)
+		return
+	}
 	err := n.apply(ctx, want)
 	switch {
 	case err == nil && problem != nil:
