@@ -32,6 +32,7 @@ func earsOf(pid int) (e *ears, err error) {
 		return nil, fmt.Errorf("list descriptors: %w", err)
 	}
 	e = &ears{}
+	seen := map[string]bool{}
 	defer func() {
 		if err != nil {
 			e.close()
@@ -39,9 +40,12 @@ func earsOf(pid int) (e *ears, err error) {
 	}()
 	for _, name := range names {
 		number, _ := strconv.Atoi(name.Name()) // the kernel wrote it
-		if what, err := os.Readlink(dir + "/" + name.Name()); err != nil || !strings.HasPrefix(what, "socket:") {
+		// A socket may have two descriptors, as when the process is this one.
+		what, err := os.Readlink(dir + "/" + name.Name())
+		if err != nil || !strings.HasPrefix(what, "socket:") || seen[what] {
 			continue
 		}
+		seen[what] = true
 		fd, err := unix.PidfdGetfd(process, number, 0)
 		if errors.Is(err, unix.EBADF) {
 			continue // closed meanwhile
