@@ -159,6 +159,11 @@ func (n *node) noteHealth() {
 func (n *node) apply(ctx context.Context, want desired) error {
 	n.applying.Lock()
 	defer n.applying.Unlock()
+	return n.applyLocked(ctx, want)
+}
+
+// applyLocked must be called with applying held.
+func (n *node) applyLocked(ctx context.Context, want desired) error {
 	n.scanner.know(&want.state)
 	n.away.Store(want.state.Tunnels())
 	if n.links != nil {
@@ -196,7 +201,7 @@ func (n *node) refresh(ctx context.Context) {
 // should be, now and then otherwise.
 func (n *node) mend(ctx context.Context, turn int) {
 	n.mu.Lock()
-	want, problem, applied := n.now, n.problem, n.applied
+	problem, applied := n.problem, n.applied
 	n.mu.Unlock()
 	if !applied {
 		return
@@ -209,7 +214,12 @@ func (n *node) mend(ctx context.Context, turn int) {
 		n.refresh(ctx)
 		return
 	}
-	err := n.apply(ctx, want)
+	n.applying.Lock()
+	n.mu.Lock()
+	want := n.now // not what was desired before a reload that was waited for
+	n.mu.Unlock()
+	err := n.applyLocked(ctx, want)
+	n.applying.Unlock()
 	switch {
 	case err == nil && problem != nil:
 		n.cfg.log.Info("everything is applied now")

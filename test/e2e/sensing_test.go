@@ -160,7 +160,7 @@ func (o *office) testSenseSweep() {
 			}
 		}
 	}
-	p := o.probe(s.v4, 10*time.Second, func(p *probe) error {
+	p := o.probe(s.v4, 30*time.Second, func(p *probe) error {
 		if count(); p.Kind != "ping_sweep" || p.ARP != requests || p.Addresses != len(unowned) {
 			return fmt.Errorf("%s with %d requests for %d addresses, on the wire %d for %d", p.Kind, p.ARP, p.Addresses, requests, len(unowned))
 		}
@@ -191,7 +191,7 @@ func (o *office) testSenseSweep6() {
 	s := o.stranger("sweeper6", 81)
 	seen := s.watch("icmp6 and ip6[40] = 135 and not src ::")
 	s.run("nmap", "-6", "-n", "-sn", "-T4", "2001:db8:2::100/124")
-	o.probe(s.v6, 10*time.Second, func(p *probe) error {
+	o.probe(s.v6, 30*time.Second, func(p *probe) error {
 		if on := len(seen.lines("neighbor solicitation", "2001:db8:2::10")); p.Kind != "ping_sweep" || p.Addresses != 16 || p.ARP != on {
 			return fmt.Errorf("%s of %d addresses by %d questions, on the wire %d", p.Kind, p.Addresses, p.ARP, on)
 		}
@@ -203,7 +203,7 @@ func (o *office) testSensePortScan() {
 	s := o.stranger("portscanner", 82)
 	seen := s.watch("tcp[tcpflags] & tcp-syn != 0 and dst port not 80 and dst port not 443")
 	s.run("nmap", "-n", "-Pn", "-sS", "-T4", "-p", "1-1000", "192.0.2.101")
-	p := o.probe(s.v4, 10*time.Second, func(p *probe) error {
+	p := o.probe(s.v4, 30*time.Second, func(p *probe) error {
 		if on := len(seen.lines("Flags [S]")); p.Kind != "port_scan" || p.SYN != on {
 			return fmt.Errorf("%s by %d SYNs to unbound ports, on the wire %d", p.Kind, p.SYN, on)
 		}
@@ -221,7 +221,7 @@ func (o *office) testSenseNetworkScan() {
 	s := o.stranger("networkscanner", 83)
 	seen := s.watch("tcp[tcpflags] & tcp-syn != 0")
 	s.run("nmap", "-n", "-Pn", "-sS", "-T4", "-p", "20-40", "192.0.2.110-119")
-	p := o.probe(s.v4, 10*time.Second, func(p *probe) error {
+	p := o.probe(s.v4, 30*time.Second, func(p *probe) error {
 		if on := len(seen.lines("Flags [S]")); p.Kind != "network_scan" || p.SYN != on {
 			return fmt.Errorf("%s by %d SYNs, on the wire %d", p.Kind, p.SYN, on)
 		}
@@ -237,7 +237,7 @@ func (o *office) testSenseDatagrams() {
 	s := o.stranger("datagrams", 84)
 	seen := s.watch("udp and dst port not 161")
 	s.run("nmap", "-n", "-Pn", "-sU", "--min-rate", "200", "--max-retries", "0", "-p", "150-175", "192.0.2.102")
-	p := o.probe(s.v4, 10*time.Second, func(p *probe) error {
+	p := o.probe(s.v4, 30*time.Second, func(p *probe) error {
 		if on := len(seen.lines("192.0.2.102.")); p.Kind != "port_scan" || p.Datagram != on {
 			return fmt.Errorf("%s by %d datagrams, on the wire %d", p.Kind, p.Datagram, on)
 		}
@@ -273,7 +273,7 @@ func (o *office) testSenseScanners() {
 		s := o.stranger(fmt.Sprintf("known%d", n), n)
 		s.run("curl", "-sS", "-m", "10", "-o", "/dev/null", "http://192.0.2.104/")
 		s.run("nmap", "-n", "-Pn", "-sS", "-T4", "-p", "20-40", "192.0.2.104")
-		p := o.probe(s.v4, 10*time.Second, func(p *probe) error {
+		p := o.probe(s.v4, 30*time.Second, func(p *probe) error {
 			if p.Kind != "port_scan" || p.SYN < 21 {
 				return fmt.Errorf("%s by %d SYNs", p.Kind, p.SYN)
 			}
