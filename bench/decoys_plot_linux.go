@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"decoynet/deception"
 )
 
 // panel is one of the plot's three axes.
@@ -76,7 +78,11 @@ func drawPanel(out *strings.Builder, left int, p panel, points []plotPoint) {
 	fmt.Fprintf(out, `<path d="M%d %d V%d H%d" fill="none" stroke="black"/>`+"\n", left, top, top+panelHeight, left+panelWidth)
 	for i := range 5 {
 		v := highest * float64(i) / 4
-		fmt.Fprintf(out, `<text x="%d" y="%.0f" text-anchor="end">%.3g</text>`+"\n", left-4, y(v)+4, v)
+		digits := 0
+		if highest < 10 {
+			digits = 1
+		}
+		fmt.Fprintf(out, `<text x="%d" y="%.0f" text-anchor="end">%.*f</text>`+"\n", left-4, y(v)+4, digits, v)
 	}
 	for _, n := range []int{1, 10, 100, 1000, 10_000, 100_000} {
 		at := float64(left) + math.Log10(float64(n))/5*panelWidth
@@ -92,8 +98,11 @@ func drawPanel(out *strings.Builder, left int, p panel, points []plotPoint) {
 		colour := "#26a"
 		if v.segments > 1 {
 			colour = "#e80"
-			fmt.Fprintf(out, `<text x="%.1f" y="%.1f" font-size="9" text-anchor="end" fill="%s">%d segments%s</text>`+"\n", x(v)-6, y(v.median)-4, colour, v.segments,
-				strings.TrimPrefix(strings.TrimPrefix(v.name, "segments"), "-"))
+			what, below := fmt.Sprintf("%d segments", v.segments), -4.0
+			if v.claim == deception.ClaimProbe {
+				what, below = what+", probed", 10 // two that are alike stand one above the other
+			}
+			fmt.Fprintf(out, `<text x="%.1f" y="%.1f" font-size="9" text-anchor="end" fill="%s">%s</text>`+"\n", x(v)-6, y(v.median)+below, colour, what)
 		} else {
 			line = append(line, fmt.Sprintf("%.1f %.1f", x(v), y(v.median)))
 		}
