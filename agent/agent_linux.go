@@ -152,7 +152,7 @@ func (a *Agent) Apply(ctx context.Context, state *deception.State, table *decept
 		}
 	}
 	a.publish() // without those that are gone
-	errs = append(errs, a.applyGuard(ctx), a.openTrunk(), a.applySegments(ctx, open), a.pruneTrunk(ctx))
+	errs = append(errs, a.applyGuard(ctx), a.openTrunk(), a.applySegments(ctx, open, true), a.pruneTrunk(ctx))
 	return errors.Join(errs...)
 }
 
@@ -160,15 +160,16 @@ func (a *Agent) Apply(ctx context.Context, state *deception.State, table *decept
 func (a *Agent) Refresh(ctx context.Context, open func(health.Port) bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.applySegments(ctx, open)
+	return a.applySegments(ctx, open, false)
 }
 
 // atOnce is how many segments are applied at the same time. Making one is mostly
 // waiting: for grace periods of the kernel's RCU, one after the other.
 const atOnce = 32
 
-// applySegments must be called with mu held.
-func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) error {
+// applySegments must be called with mu held. A new state may lead flows of the
+// kernel path elsewhere where the plan is the same.
+func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool, newState bool) error {
 	var (
 		errs     = make([]error, len(a.state.Segments))
 		group    errgroup.Group
@@ -185,7 +186,7 @@ func (a *Agent) applySegments(ctx context.Context, open func(health.Port) bool) 
 			a.segments[seg.Name] = s
 		}
 		p := planSegment(a.state, a.table, seg, a.index(seg.Name), opening{open, a.cfg.Forwarded}, a.groupID)
-		if s.stands(&p) {
+		if s.stands(&p) && !(newState && p.link.Uplink) {
 			continue
 		}
 		apply := func() {

@@ -59,7 +59,7 @@ type segment struct {
 func (s *segment) stands(p *segmentPlan) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.settled && !p.link.Uplink && reflect.DeepEqual(*p, s.plan)
+	return s.settled && reflect.DeepEqual(*p, s.plan)
 }
 
 // doubt has the next apply compare everything with the kernel.
