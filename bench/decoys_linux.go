@@ -189,8 +189,8 @@ func (s *crowdSite) wire() error {
 	return err
 }
 
-// first returns the first decoy address of a segment; its subnet is the /23 or
-// the whole that holds them.
+// subnet returns the network of a segment: the whole prefix where it is the only
+// one, else a /23 of it.
 func (s *crowdSite) subnet(segment int) netip.Prefix {
 	if s.segments == 1 {
 		return s.prefix
