@@ -279,6 +279,8 @@ type State struct {
 	// Scanners are absent from the JSON of a state without any, which nodes of
 	// versions that know none read as well.
 	Scanners []Scanner `json:",omitempty"`
+	// Inspect is absent likewise where nothing is analysed.
+	Inspect *Inspect `json:",omitempty"`
 }
 
 // Segment returns the segment of that name, or nil. Likewise the others.

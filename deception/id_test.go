@@ -29,3 +29,29 @@ func TestNewSessionIDs(t *testing.T) {
 		last = id
 	}
 }
+
+func TestKeyHoldsTheIdentifier(t *testing.T) {
+	seen := map[SessionKey]bool{}
+	for i := range 20000 {
+		id := NewSessionID(time.Unix(1_700_000_000, int64(i)*100_000))
+		k := id.Key()
+		if k.Hi>>halfKey != 0 || k.Lo>>halfKey != 0 {
+			t.Fatalf("%s: key %x %x has more than 45 bits a half", id, k.Hi, k.Lo)
+		}
+		if got := k.ID(); got != id {
+			t.Fatalf("%s came back as %s", id, got)
+		}
+		if seen[k] {
+			t.Fatalf("%s has the key of another", id)
+		}
+		seen[k] = true
+	}
+	// The bits of a foreign identifier that the key has no room for are lost, none else.
+	foreign, err := ParseSessionID("ffffffff-ffff-7fff-bfff-ffffffffffff")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := foreign.Key().ID(); [12]byte(got[:12]) != [12]byte(foreign[:12]) {
+		t.Errorf("%s came back as %s", foreign, got)
+	}
+}

@@ -1,0 +1,56 @@
+package deception
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Finding is what Suricata says about a session: an alert, or a record of its
+// application protocol, of a file in it, or of an anomaly.
+type Finding struct {
+	// ID is the same whenever the same event is read again: a UUIDv7 of the
+	// event's time whose rest is made of where the event stood.
+	ID      SessionID
+	Session SessionID // zero where the event belongs to none that is known
+	Time    time.Time
+	Node    string // where it was found
+	// Kind is the event_type of Suricata's EVE output: alert, http, tls, ssh, smb,
+	// dns, fileinfo, anomaly, flow, ...
+	Kind string
+	// Source is the intruder, Destination the decoy, whatever direction the event
+	// itself has.
+	Source, Destination netip.AddrPort
+	Transport           Transport
+	Alert               *Alert // of KindAlert
+	// Application is Suricata's app_proto of the flow; empty where it is not known.
+	Application string
+	// Document is the EVE event as JSON, addresses corrected, without what other
+	// fields of Finding hold better (see package eve); at most FindingBytes.
+	Document []byte
+	// FeedLost is how many flows this node's feed had lost, all in all, when the
+	// event was read; Partial says that this flow is among them.
+	FeedLost uint64
+	Partial  bool
+}
+
+// The kinds that are looked at by name. All others are stored alike.
+const (
+	KindAlert   = "alert"
+	KindFlow    = "flow"
+	KindAnomaly = "anomaly"
+	KindFile    = "fileinfo"
+)
+
+// FindingBytes bounds the document of a finding.
+const FindingBytes = 64 << 10
+
+// Alert is a detection, tied to its session by the Finding that holds it.
+type Alert struct {
+	GID, SID, Revision uint32
+	Signature          string // the rule's message
+	Category           string // the rule's class type, in words
+	Severity           uint8  // 1 (worst) to 4, as Suricata has it; 255 where unknown
+	// ToService tells the direction of what matched: from the intruder to the
+	// service.
+	ToService bool
+}
