@@ -43,6 +43,7 @@ func check(d *draft, r *report) {
 	c.checkAliases()
 	c.checkLimits()
 	c.checkListeners()
+	c.checkInspect()
 }
 
 // unique indexes objects by name and reports names that stand twice.

@@ -193,10 +193,55 @@ func TestEveryKey(t *testing.T) {
 				{Name: "monitoring", From: []netip.Prefix{prefix("192.168.40.20/32")}, Until: time.Date(2027, 1, 31, 18, 0, 0, 0, time.UTC)},
 				{Name: "lab", From: []netip.Prefix{prefix("192.168.40.0/24")}},
 			},
+			Inspect: &deception.Inspect{
+				Suricata: deception.SuricataExternal, EVE: "/var/log/suricata/eve.json", FIFO: true, Tap: "vtap7", Depth: 16 << 20,
+				Rules:   []string{"/etc/decoynet/rules", "/etc/decoynet/more.rules"},
+				Capture: []deception.Capture{{Interface: "br-gw", Ports: []deception.PortRange{tcp(8080), tcp(8443)}}, {Interface: "veth9"}},
+				PCAP:    deception.PCAPLimits{MaxBytes: 20_000_000_000, MaxAge: 30 * 24 * time.Hour, SessionBytes: 64 << 10},
+			},
 		},
 	}
 	if diff := cmp.Diff(want, doc, opts); diff != "" {
 		t.Errorf("document (-want +got):\n%s", diff)
+	}
+}
+
+// TestFeedsByDefault: what is fed where the document does not say.
+func TestFeedsByDefault(t *testing.T) {
+	for text, want := range map[string]struct {
+		mode deception.SuricataMode
+		fifo bool
+		tap  string
+	}{
+		"{}":                                      {deception.SuricataManaged, true, ""},
+		"{tap: vtap1}":                            {deception.SuricataManaged, true, "vtap1"},
+		"{feeds: [fifo, tap]}":                    {deception.SuricataManaged, true, DefaultTap},
+		"{suricata: external}":                    {deception.SuricataExternal, false, DefaultTap},
+		"{suricata: external, feeds: fifo}":       {deception.SuricataExternal, true, ""},
+		"{suricata: off}":                         {deception.SuricataOff, false, ""},
+		"{suricata: off, tap: vtap1, pcap: {}}":   {deception.SuricataOff, false, "vtap1"},
+		"{suricata: off, feeds: [tap]}":           {deception.SuricataOff, false, DefaultTap},
+		"{suricata: managed, system-rules: true}": {deception.SuricataManaged, true, ""},
+	} {
+		doc, err := Parse("test", []byte("inspect: "+text))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		got := doc.State.Inspect
+		if got.Suricata != want.mode || got.FIFO != want.fifo || got.Tap != want.tap || !got.SystemRules && !strings.Contains(text, "false") {
+			t.Errorf("%s: %+v, want %+v", text, got, want)
+		}
+		if got.PCAP != (deception.PCAPLimits{MaxBytes: DefaultPCAPSize, MaxAge: DefaultPCAPAge, SessionBytes: DefaultPCAPSession}) {
+			t.Errorf("%s: packets kept within %+v", text, got.PCAP)
+		}
+	}
+	doc, err := Parse("test", []byte("inspect: {pcap: {size: off}}"))
+	if err != nil || doc.State.Inspect.PCAP.MaxBytes != 0 {
+		t.Errorf("size off: %v, %+v", err, doc)
+	}
+	if doc, err := Parse("test", []byte("node: hq")); err != nil || doc.State.Inspect != nil {
+		t.Errorf("without inspect: %v, %+v", err, doc)
 	}
 }
 

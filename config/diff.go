@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 
 // Change is one object in which two states differ.
 type Change struct {
-	Kind   string // node, gateway, segment, zone, service, decoy or scanner
+	Kind   string // node, gateway, segment, zone, service, decoy, scanner or inspect
 	Name   string
 	Action Action
 	Fields []string // keys of the document that differ, or aliases where a decoy's alias addresses move; for Changed only
@@ -58,7 +59,8 @@ func Diff(old, new *deception.State) []Change {
 	out = append(out, diffKind("zone", old.Zones, new.Zones, zoneAspects)...)
 	out = append(out, diffKind("service", old.Services, new.Services, serviceAspects)...)
 	out = append(out, diffKind("decoy", old.Decoys, new.Decoys, decoyAspects)...)
-	return append(out, diffKind("scanner", old.Scanners, new.Scanners, scannerAspects)...)
+	out = append(out, diffKind("scanner", old.Scanners, new.Scanners, scannerAspects)...)
+	return append(out, diffKind("inspect", inspects(old), inspects(new), inspectAspects)...)
 }
 
 // NodeChange is what changes on one node.
@@ -176,6 +178,7 @@ func segmentAspects(s *deception.Segment) (string, []aspect) {
 	return s.Name, []aspect{
 		one("node", s.Node), one("parent", s.Parent), unordered("subnets", subnets),
 		ranges("exclude", s.Exclude), one("steering", string(s.Steering)),
+		one("vlan", strconv.Itoa(int(s.VLAN))), one("claim", string(s.Claim)),
 	}
 }
 
@@ -231,6 +234,27 @@ func scannerAspects(s *deception.Scanner) (string, []aspect) {
 		until = s.Until.Format(time.RFC3339Nano)
 	}
 	return s.Name, []aspect{unordered("from", texts(s.From)), {"ports", portTexts(s.Ports)}, one("until", until)}
+}
+
+// inspects returns what the state asks for of analysis as a list of one or none.
+func inspects(s *deception.State) []deception.Inspect {
+	if s.Inspect == nil {
+		return nil
+	}
+	return []deception.Inspect{*s.Inspect}
+}
+
+func inspectAspects(i *deception.Inspect) (string, []aspect) {
+	capture := make([]string, len(i.Capture))
+	for j, c := range i.Capture {
+		capture[j] = c.Interface + " " + strings.Join(portTexts(c.Ports), ",")
+	}
+	return "all", []aspect{
+		one("suricata", string(i.Suricata)), one("eve", i.EVE), one("feeds", strconv.FormatBool(i.FIFO)), one("tap", i.Tap),
+		one("depth", strconv.FormatUint(i.Depth, 10)), unordered("rules", i.Rules), one("system-rules", strconv.FormatBool(i.SystemRules)),
+		unordered("capture", capture), unordered("nodes", i.Nodes),
+		one("pcap", fmt.Sprint(i.PCAP.MaxBytes, " ", i.PCAP.MaxAge, " ", i.PCAP.SessionBytes)),
+	}
 }
 
 func one(key, value string) aspect { return aspect{key, []string{value}} }

@@ -23,6 +23,7 @@ decoys:
   - {name: d2, segment: office, addresses: [192.0.2.40], bind: [{ports: [22], service: ssh}]}
 scanners:
   - {name: audit, from: [192.0.2.50, 192.0.2.60], ports: [80, 443], until: 2027-01-31}
+inspect: {rules: [/a, /b], capture: [{interface: br1, ports: [80, 443]}]}
 `
 
 func TestDiff(t *testing.T) {
@@ -58,6 +59,9 @@ func TestDiff(t *testing.T) {
 			"bind: [{ports: [22]", "path: kernel, idle: 1m, bind: [{ports: [22]",
 			"target: 22", "target: 22}, {ports: [8080], service: web",
 		}, []string{"changed decoy d1: bind", "changed decoy d2: addresses, path, idle"}},
+		{"vlan and claim", []string{"parent: eth0", "parent: eth0, vlan: 7, claim: unchecked"}, []string{"changed segment office: vlan, claim"}},
+		{"inspect", []string{"rules: [/a, /b]", "rules: [/b, /a], tap: vtap0, depth: 1MB, pcap: {age: 1d}"}, []string{"changed inspect all: tap, depth, pcap"}},
+		{"no inspect", []string{"inspect: {rules: [/a, /b], capture: [{interface: br1, ports: [80, 443]}]}", ""}, []string{"removed inspect all"}},
 		{"scanner", []string{"192.0.2.60]", "192.0.2.61]", "[80, 443], until", "[80], until", "2027-01-31", "2027-01-30"}, []string{"changed scanner audit: from, ports, until"}},
 		{"scanner for ever", []string{", until: 2027-01-31", ""}, []string{"changed scanner audit: until"}},
 		{
@@ -93,7 +97,7 @@ func replaced(t *testing.T, src string, pairs []string) string {
 
 func TestDiffAgainstNothing(t *testing.T) {
 	state := &parseOK(t, diffBase).State
-	kinds := []string{"segment office", "zone linux", "service web", "service ssh", "decoy d1", "decoy d2", "scanner audit"}
+	kinds := []string{"segment office", "zone linux", "service web", "service ssh", "decoy d1", "decoy d2", "scanner audit", "inspect all"}
 	for action, changes := range map[string][]Change{"added ": Diff(nil, state), "removed ": Diff(state, nil)} {
 		var want []string
 		for _, k := range kinds {

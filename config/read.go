@@ -27,6 +27,7 @@ type draft struct {
 	services []*serviceDraft
 	decoys   []*decoyDraft
 	scanners []*scannerDraft
+	inspect  *inspectDraft // nil where nothing is said of it
 
 	// opaque are the lists that could not be read at all: whether a reference
 	// into one is right cannot be told.
@@ -115,6 +116,9 @@ func readDocument(root *node, r *report) *draft {
 	}
 	for _, e := range o.objects("scanners", scannerShape) {
 		d.scanners = append(d.scanners, readScanner(e))
+	}
+	if n := o.get("inspect"); n != nil {
+		d.inspect = readInspect(r.object(n, inspectShape))
 	}
 	for _, list := range []string{"nodes", "gateways", "segments", "zones", "services"} {
 		n := o.fields[list]

@@ -40,6 +40,9 @@ func (d *draft) resolve() *Document {
 	for _, s := range d.scanners {
 		doc.State.Scanners = append(doc.State.Scanners, s.resolve())
 	}
+	if d.inspect != nil {
+		doc.State.Inspect = d.inspect.resolve()
+	}
 	return doc
 }
 

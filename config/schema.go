@@ -81,6 +81,7 @@ var (
 		{"gateways", wantList, false, "[{name: gw1, node: hq, listen: 0.0.0.0:7444}]"},
 		{"controller", wantMap, false, "{node: hq, listen: 0.0.0.0:7443}"},
 		{"scanners", wantList, false, "[{name: audit, from: [192.0.2.10]}]"},
+		{"inspect", wantMap, false, "{suricata: managed}"},
 	}}
 	recordingShape = &shape{what: "recording", path: "recording", keys: []key{
 		{"retention", wantText, false, "90d"},
@@ -165,10 +166,31 @@ var (
 		{"ports", wantList, false, "[443, 161/udp]"},
 		{"until", wantText, false, "2027-01-31"},
 	}}
+	inspectShape = &shape{what: "inspect", path: "inspect", keys: []key{
+		{"suricata", wantText, false, "managed"},
+		{"eve", wantText, false, "/var/log/suricata/eve.json"},
+		{"feeds", wantTextOrList, false, "[fifo, tap]"},
+		{"tap", wantText, false, "vtap0"},
+		{"depth", wantText, false, "16MB"},
+		{"rules", wantTextOrList, false, "[/etc/decoynet/rules]"},
+		{"system-rules", wantBool, false, "true"},
+		{"capture", wantList, false, "[{interface: br-gw}]"},
+		{"pcap", wantMap, false, "{size: 1GB, age: 7d}"},
+		{"nodes", wantTextOrList, false, "[hq]"},
+	}}
+	captureShape = &shape{what: "capture", path: "inspect.capture[]", keys: []key{
+		{"interface", wantText, true, "br-gw"},
+		{"ports", wantList, false, "[7445]"},
+	}}
+	pcapShape = &shape{what: "pcap", path: "inspect.pcap", keys: []key{
+		{"size", wantText, false, "1GB"},
+		{"age", wantText, false, "7d"},
+		{"session", wantText, false, "16MB"},
+	}}
 
 	shapes = []*shape{
 		documentShape, recordingShape, segmentShape, vxlanShape, subnetShape, zoneShape, allowShape, egressShape,
 		serviceShape, decoyShape, bindShape, nodeShape, gatewayShape, controllerShape,
-		scannerShape,
+		scannerShape, inspectShape, captureShape, pcapShape,
 	}
 )

@@ -11,6 +11,8 @@ import "slices"
 // probes are sensed, in the segments of decoys. An agent that listens on a
 // machine's own addresses is not told whom nobody looks at.
 //
+// What is to be analysed is told to the nodes that do it.
+//
 // An agent on somebody's business server is thus told of its own ports and of
 // the gateways, never of other networks, or of services' addresses and ports.
 func (s *State) Part(node string) State {
@@ -57,12 +59,31 @@ func (s *State) Part(node string) State {
 	if ingress || senses {
 		part.Scanners = s.Scanners
 	}
+	if s.inspects(node, ingress, &part) {
+		own := *s.Inspect
+		if len(own.Nodes) > 0 {
+			own.Nodes = []string{node}
+		}
+		part.Inspect = &own
+	}
 	for _, g := range s.Gateways {
 		if away || g.Node == node {
 			part.Gateways = append(part.Gateways, g)
 		}
 	}
 	return part
+}
+
+// inspects tells whether a node analyses: one that the document names, or where
+// it names none, one that takes flows to services by itself.
+func (s *State) inspects(node string, ingress bool, part *State) bool {
+	switch {
+	case s.Inspect == nil:
+		return false
+	case len(s.Inspect.Nodes) > 0:
+		return slices.Contains(s.Inspect.Nodes, node)
+	}
+	return ingress || slices.ContainsFunc(part.Decoys, func(d Decoy) bool { return len(s.Gateways) == 0 || d.Path == PathKernel })
 }
 
 // fromAfar returns what an ingress gateway on another machine has to know.

@@ -56,6 +56,7 @@ func machines() *State {
 			Name: "audit", From: []netip.Prefix{prefix("192.168.7.0/24")}, Ports: []PortRange{Port(TCP, 443)},
 			Until: time.Date(2027, 2, 1, 0, 0, 0, 0, time.UTC),
 		}},
+		Inspect: &Inspect{Suricata: SuricataManaged, FIFO: true, Rules: []string{"/etc/decoynet/rules"}},
 	}
 }
 
@@ -74,6 +75,9 @@ func holds(s *State) string {
 	list("service", len(s.Services), func(i int) string { return s.Services[i].Name })
 	list("decoy", len(s.Decoys), func(i int) string { return s.Decoys[i].Name })
 	list("scanner", len(s.Scanners), func(i int) string { return s.Scanners[i].Name })
+	if s.Inspect != nil {
+		out = append(out, strings.TrimSpace("inspect "+strings.Join(s.Inspect.Nodes, " ")))
+	}
 	return strings.Join(out, ", ")
 }
 
@@ -84,9 +88,9 @@ func TestPart(t *testing.T) {
 		node, want string
 		tunnels    bool
 	}{
-		{"hq", "node hq, gateway gw1, zone linux/, zone win/br-win, service web, service files, decoy hq-files, decoy dmz-web, decoy crm, decoy crm-own, scanner audit", false},
-		{"branch", "node branch, gateway gw2, segment office, zone linux/, service web, decoy office-web, decoy dmz-web, decoy crm, decoy crm-own, scanner audit", false},
-		{"vm1", "node vm1, segment vms, zone linux/auto, service web, decoy vms-web, scanner audit", false},
+		{"hq", "node hq, gateway gw1, zone linux/, zone win/br-win, service web, service files, decoy hq-files, decoy dmz-web, decoy crm, decoy crm-own, scanner audit, inspect", false},
+		{"branch", "node branch, gateway gw2, segment office, zone linux/, service web, decoy office-web, decoy dmz-web, decoy crm, decoy crm-own, scanner audit, inspect", false},
+		{"vm1", "node vm1, segment vms, zone linux/auto, service web, decoy vms-web, scanner audit, inspect", false},
 		{"trunk-1", "node trunk-1, gateway gw1, gateway gw2, segment dmz, decoy dmz-web, scanner audit", true},
 		{"crm-1", "node crm-1, gateway gw1, gateway gw2, decoy crm, decoy crm-own", true},
 		{"stranger", "node stranger", false},
@@ -102,6 +106,17 @@ func TestPart(t *testing.T) {
 			t.Errorf("the part of the part of %s is\n%+v\nnot\n%+v", c.node, again, part)
 		}
 	}
+	whole.Inspect.Nodes = []string{"branch", "trunk-1"}
+	for node, want := range map[string]string{"hq": "", "branch": "inspect branch", "trunk-1": "inspect trunk-1", "crm-1": ""} {
+		part := whole.Part(node)
+		if got := holds(&part); !strings.HasSuffix(got, want) || strings.Contains(got, "inspect") != (want != "") {
+			t.Errorf("part of %s where branch and trunk-1 inspect: %s", node, got)
+		}
+		if again := part.Part(node); !reflect.DeepEqual(again, part) {
+			t.Errorf("the part of the part of %s is\n%+v\nnot\n%+v", node, again, part)
+		}
+	}
+	whole.Inspect.Nodes = nil
 	if !reflect.DeepEqual(whole, machines()) {
 		t.Errorf("Part changed the whole:\n%+v", whole)
 	}
@@ -112,7 +127,7 @@ func TestPart(t *testing.T) {
 func TestPartNeedToKnow(t *testing.T) {
 	whole := machines()
 	for node, secrets := range map[string][]string{
-		"crm-1":   {"10.1.", "10.2.", "10.3.", "fd00:", "172.16.", "198.51.100.", "192.0.2.10", "br-win", "office", "dmz", "linux", "files", "vm1", "trunk-1", `"Target":80`, "audit", "192.168."},
+		"crm-1":   {"10.1.", "10.2.", "10.3.", "fd00:", "172.16.", "198.51.100.", "192.0.2.10", "br-win", "office", "dmz", "linux", "files", "vm1", "trunk-1", `"Target":80`, "audit", "192.168.", "Inspect"},
 		"trunk-1": {"10.1.", "10.3.", "172.16.", "203.0.113.", "crm", "office", "linux", "vm1", `"Target":80`},
 		"hq":      {"172.16.23.1/32", "10.1.0.1", `"Netns":"web"`, "eth0", "eth1", "auto", "192.0.2.10\"", "203.0.113."},
 		"vm1":     {"10.2.", "192.0.2.", "198.51.100.", "crm", "hq", "br-win"},
