@@ -51,8 +51,8 @@ func New(handler Handler, cfg Config) (*Engine, error) {
 		cfg.SpliceAfter = 256 << 10
 	}
 	e := &Engine{handler: handler, cfg: cfg}
-	for range cfg.Loops {
-		l, err := newLoop(e)
+	for number := range cfg.Loops {
+		l, err := newLoop(e, number)
 		if err != nil {
 			for _, l := range e.loops {
 				l.free()

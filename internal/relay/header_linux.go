@@ -146,8 +146,7 @@ func (l *loop) sendFirst(f *Flow) bool {
 		l.reset(f, Client)
 		return false
 	case m > 0: // at the end of the stream epoll will say so again
-		l.count(f, Client, m)
-		f.keepHead(Client, l.buf[n:n+m])
+		l.take(f, Client, l.buf[n:n+m])
 		n += m
 	}
 	return l.write(f, Server, l.buf[:n]) || f.state != stateFree

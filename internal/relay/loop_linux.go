@@ -17,6 +17,7 @@ import (
 // those under mu belong to that goroutine.
 type loop struct {
 	engine *Engine
+	number int // of the engine's loops
 	epoll  int
 	wakeFD int
 	// spareFD is given up for a moment when descriptors run out.
@@ -91,7 +92,7 @@ const (
 	edgeInOut = edgeIn | unix.EPOLLOUT
 )
 
-func newLoop(e *Engine) (*loop, error) {
+func newLoop(e *Engine, number int) (*loop, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("create epoll instance: %w", err)
@@ -102,7 +103,7 @@ func newLoop(e *Engine) (*loop, error) {
 		return nil, fmt.Errorf("create eventfd: %w", err)
 	}
 	l := &loop{
-		engine: e, epoll: ep, wakeFD: wake, spareFD: spareDescriptor(),
+		engine: e, number: number, epoll: ep, wakeFD: wake, spareFD: spareDescriptor(),
 		events: make([]unix.EpollEvent, eventsARound),
 		buf:    make([]byte, bufferSize),
 		slots:  make([]slot, 1, 1024),

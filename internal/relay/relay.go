@@ -63,7 +63,7 @@ var pauses = [attempts]time.Duration{0, 0, 1 * time.Millisecond, 2 * time.Millis
 type Handler interface {
 	// Accept is told of a new flow: Session.Source, Destination, Transport and
 	// Start are set, Listener says where it came in. It fills in the session and
-	// may set Idle, or Take. False refuses the flow: the intruder gets a reset,
+	// may set Idle and Watch, or Take. False refuses the flow: the intruder gets a reset,
 	// and Close is not called.
 	Accept(f *Flow) bool
 	// Open returns a nonblocking socket whose connect to the service is under
@@ -113,6 +113,7 @@ type Flow struct {
 	Session  deception.Session
 	Listener *Listener
 	Idle     time.Duration // ended when no byte passed for this long
+	Watch    Watcher       // may be set by Accept; nil: nobody
 	Value    any           // the handler's own
 
 	// Peer is the other end of the accepted socket; it is set where the listener

@@ -26,6 +26,7 @@ type testHandler struct {
 
 	mu     sync.Mutex // guards the rest
 	idle   time.Duration
+	watch  func(*Flow) Watcher
 	source netip.Addr // of flows; zero: the intruder's own, any port
 	port   uint16     // with it: this one
 	opened int
@@ -37,6 +38,9 @@ func (h *testHandler) Accept(f *Flow) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f.Idle = h.idle
+	if h.watch != nil {
+		f.Watch = h.watch(f)
+	}
 	return true
 }
 

@@ -97,6 +97,9 @@ func (l *loop) admit(f *Flow) *Flow {
 		return nil
 	}
 	e.accepted.Add(1)
+	if early := f.Early(); f.Watch != nil && len(early) > 0 {
+		f.Watch.Data(Client, early, l.wall)
+	}
 	if t == deception.UDP {
 		e.activeUDP.Add(1)
 	}
@@ -241,7 +244,7 @@ func (l *loop) pump(f *Flow, i int) {
 		return // flush goes on from here when the other side takes bytes again
 	}
 	for range readsATurn {
-		if from.bytes >= l.engine.cfg.SpliceAfter && !l.engine.cfg.NoSplice && f.headLen[i] == deception.HeadBytes {
+		if l.splices(f, i) {
 			if more := l.splice(f, i); !more {
 				return
 			}
@@ -260,8 +263,7 @@ func (l *loop) pump(f *Flow, i int) {
 			l.endOfStream(f, i)
 			return
 		}
-		l.count(f, i, n)
-		f.keepHead(i, l.buf[:n])
+		l.take(f, i, l.buf[:n])
 		if !l.write(f, 1-i, l.buf[:n]) {
 			return
 		}
@@ -364,6 +366,9 @@ func (l *loop) endOfStream(f *Flow, i int) {
 			f.ended = deception.EndServiceClosed
 		}
 	}
+	if f.Watch != nil {
+		f.Watch.Fin(i, f.side[i].bytes, l.wall)
+	}
 	l.passEnd(f, i)
 }
 
@@ -422,6 +427,9 @@ func (l *loop) end(f *Flow, reason deception.EndReason, abort bool) {
 	s.Reason = reason
 	s.SourceBytes, s.DestinationBytes = f.side[Client].bytes, f.side[Server].bytes
 	s.SourceHead, s.DestinationHead = f.StartOf(Client), f.StartOf(Server)
+	if f.Watch != nil {
+		f.Watch.Close(s, l.wall)
+	}
 	l.engine.handler.Close(f)
 	f.state = stateFree
 	l.drop(f)

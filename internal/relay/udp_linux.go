@@ -177,8 +177,7 @@ func (l *loop) pumpUDP(f *Flow, i int) {
 // sendUDP passes one datagram from side i to the other. False means that the
 // flow has ended.
 func (l *loop) sendUDP(f *Flow, i int, datagram []byte) bool {
-	l.count(f, i, len(datagram))
-	f.keepHead(i, datagram)
+	l.take(f, i, datagram)
 	errno := f.sendDatagram(1-i, datagram)
 	if errno == unix.ECONNREFUSED {
 		// An error that an earlier datagram met; this one was not sent.
