@@ -61,6 +61,17 @@ type Handle interface {
 	Quiet() time.Duration
 }
 
+// Watcher is shown what a flow carries: bytes when they were read and before they
+// are written on, so that no answer comes before its question. Its methods are
+// called by both directions' goroutines and must not block.
+type Watcher interface {
+	// Data is told of one read of a side, or of one datagram. b is the caller's
+	// again when it returns.
+	Data(side int, b []byte, at time.Time)
+	// Fin is told that a side ended its stream, after total bytes.
+	Fin(side int, total uint64, at time.Time)
+}
+
 // Options are how a flow is carried.
 type Options struct {
 	// Idle ends the flow when no byte went either way for this long; 0 never does.
@@ -70,6 +81,8 @@ type Options struct {
 	// Datagrams says that each Read and Write is one datagram. There is no half
 	// close then: the end of one side is the end of the flow.
 	Datagrams bool
+	// Watch is shown the flow; nil: nobody.
+	Watch Watcher
 }
 
 // Sides of a flow, and indexes into its arrays.
@@ -188,6 +201,9 @@ func (f *Flow) carry(i int) {
 		if len(b) > 0 || f.opts.Datagrams && err == nil {
 			from.count(b, f.opts.Heads)
 			f.touch()
+			if f.opts.Watch != nil {
+				f.opts.Watch.Data(i, b, time.Now())
+			}
 			_, failed := to.Write(b)
 			f.touch() // the bytes may have waited for long to be taken
 			from.source.Return()
@@ -221,6 +237,9 @@ func (f *Flow) endOfStream(i int) {
 		return
 	}
 	f.first.CompareAndSwap(0, uint32(reason))
+	if f.opts.Watch != nil {
+		f.opts.Watch.Fin(i, f.side[i].bytes.Load(), time.Now())
+	}
 	if err := f.side[1-i].stream.CloseWrite(); err != nil {
 		// It cannot be half-closed: it is gone altogether.
 		f.End(reasonOf(1-i, err))
