@@ -40,6 +40,9 @@ func (g *Gateway) Accept(f *relay.Flow) bool {
 		return false
 	}
 	s.ID, f.Idle = deception.NewSessionID(s.Start), idle
+	if g.cfg.Feed != nil {
+		f.Watch = g.cfg.Feed.Begin(s, f.Lane())
+	}
 	return true
 }
 

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"decoynet/deception"
+	"decoynet/internal/relay"
 )
 
 // Recorder takes records. Its methods never block; what they are given is the
@@ -22,6 +23,15 @@ type Recorder interface {
 	Ended(s *deception.Session)
 	Event(e *deception.Event)
 	SourceSeen(s *deception.SourceSeen)
+}
+
+// Feed is where flows are shown to who analyses them. Its methods never block.
+type Feed interface {
+	// Begin is told of a flow that was bound, before anything of it passes, and
+	// returns who watches it; nil for nobody. What it is given is the caller's
+	// again when it returns. Flows of one lane are begun by one goroutine, but for
+	// those that come through the tunnel.
+	Begin(s *deception.Session, lane int) relay.Watcher
 }
 
 // Config is what a gateway is made with.
@@ -34,6 +44,10 @@ type Config struct {
 	// Links are what is known of the egresses on other machines; nil where
 	// nobody asks them.
 	Links *Links
+	// Feed is shown every flow that this gateway records: those that it takes at
+	// decoys, and those that agents bring. Flows that this machine is only the
+	// egress or the agent of are shown where they are recorded. Nil: nobody.
+	Feed Feed
 }
 
 // Gateway is the relay's handler. Its binding table is exchanged whole.

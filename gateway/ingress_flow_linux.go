@@ -150,6 +150,7 @@ func (in *Ingress) bind(f *inflow, h *proxyheader.Header) deception.EndReason {
 		return deception.EndOverload
 	}
 	in.accepted.Add(1)
+	f.Watch = in.watch(s)
 	if in.gateway.Table() != table && in.misled(&f.bound) {
 		f.End(deception.EndUnbound) // the table was exchanged before CloseFlows could know of the flow
 	}
@@ -197,9 +198,22 @@ func decoyAt(state *deception.State, s *deception.Session) (*deception.Decoy, *d
 	return nil, nil
 }
 
-// record writes down a session that was over before it had begun.
+// watch has a flow shown to who analyses. It has no loop: the flows of the tunnel
+// are spread over the lanes by their identifiers.
+func (in *Ingress) watch(s *deception.Session) relay.Watcher {
+	if in.gateway.cfg.Feed == nil {
+		return nil
+	}
+	return in.gateway.cfg.Feed.Begin(s, int(s.ID[len(s.ID)-1]))
+}
+
+// record writes down a session that was over before it had begun. The intruder saw
+// a handshake and a reset.
 func (in *Ingress) record(s *deception.Session, reason deception.EndReason) {
 	s.End, s.Reason = time.Now(), reason
+	if w := in.watch(s); w != nil {
+		w.Close(s, s.End)
+	}
 	in.gateway.cfg.Recorder.Ended(s)
 }
 
@@ -212,12 +226,14 @@ func (f *inflow) run() {
 		f.agent.Reset(reason)
 		f.forget()
 		s.End, s.Reason = time.Now(), reason
-		g.Close(&f.Flow)
-		return
+	} else {
+		flow.Run()
+		f.forget()
+		flow.Fill(s)
 	}
-	flow.Run()
-	f.forget()
-	flow.Fill(s)
+	if f.Watch != nil {
+		f.Watch.Close(s, s.End)
+	}
 	g.Close(&f.Flow)
 }
 
@@ -253,7 +269,11 @@ func (f *inflow) open() (*pump.Flow, deception.EndReason) {
 	if datagrams && len(f.Prelude) > 0 {
 		service = &prefixed{Socket: socket, prefix: f.Prelude}
 	}
-	flow := pump.New(f.agent, service, pump.Options{Idle: f.Idle, Heads: !f.in.gateway.noHeads.Load(), Datagrams: datagrams})
+	opts := pump.Options{Idle: f.Idle, Heads: !f.in.gateway.noHeads.Load(), Datagrams: datagrams}
+	if f.Watch != nil {
+		opts.Watch = f.Watch
+	}
+	flow := pump.New(f.agent, service, opts)
 	f.mu.Lock()
 	f.flow = flow
 	ended := f.ended
