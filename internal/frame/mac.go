@@ -45,10 +45,10 @@ func Key(a, b MAC) (k deception.SessionKey, reversed, ok bool) {
 	if a[0]&7 != localUnicast || b[0]&7 != localUnicast|decoySide {
 		return k, false, false
 	}
-	return deception.SessionKey{Hi: bits(a), Lo: bits(b)}, reversed, true
+	return deception.SessionKey{Hi: number(a), Lo: number(b)}, reversed, true
 }
 
-func bits(m MAC) uint64 {
+func number(m MAC) uint64 {
 	return uint64(m[0]>>firstShift)<<40 | uint64(m[1])<<32 | uint64(m[2])<<24 | uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
 }
 

@@ -1,0 +1,187 @@
+// Package feed shows flows to Suricata and to other sensors: what a relay reads
+// goes through a bounded queue to outputs (a FIFO, a tap device, pcap files), as
+// the clean packets that the intruder and the decoy would have exchanged.
+//
+// Nobody who hands something in ever waits. Relays write records into the chunk of
+// their lane; chunks go, when they are full or a few milliseconds old, to the queue
+// of each output, whose own goroutine makes the frames and writes them. An output
+// that does not keep up loses flows, whole ones, and is told no more about them;
+// others do not notice. What was lost is counted.
+package feed
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/frame"
+)
+
+// Sides of a flow.
+const (
+	Client = 0 // the intruder
+	Server = 1 // the decoy, or the service behind it
+)
+
+const (
+	// maxOutputs bounds how many outputs there are at once.
+	maxOutputs = 4
+	// DefaultQueueBytes is what waits in memory for outputs at most.
+	DefaultQueueBytes = 64 << 20
+	// flushAfter is how old what waits in a lane gets.
+	flushAfter = 10 * time.Millisecond
+	// heavyFlow is how much was fed of a flow that is dropped before others.
+	heavyFlow = 1 << 20
+)
+
+// Config is what a feed is made with.
+type Config struct {
+	Lanes      int    // one for each loop of the relay, so that they do not wait for each other
+	QueueBytes int    // of all outputs together; 0: DefaultQueueBytes
+	Depth      uint64 // bytes of each direction of a flow that are fed; 0: no limit
+	Log        *slog.Logger
+}
+
+// Feed is the queue between relays and outputs.
+type Feed struct {
+	config Config
+	lanes  []*lane
+	raw    rawFlows
+	roster roster
+	tags   tagTable
+	dirty  chan struct{} // a lane has something
+	quit   chan struct{}
+	done   chan struct{}
+
+	// Sets of outputs, one bit each: those that there are, those whose queue is
+	// full, those whose queue is half full.
+	mask, full, pressed atomic.Uint32
+
+	mu      sync.Mutex // guards the rest
+	slots   [maxOutputs]*output
+	closed  bool
+	outputs atomic.Pointer[[]*output] // those of slots, for readers without the lock
+
+	begun, lost, bad atomic.Uint64
+	readers          atomic.Uint32 // of all outputs, one after another
+	running          atomic.Int64
+}
+
+// New returns a feed without outputs. Close ends it.
+func New(c Config) *Feed {
+	if c.QueueBytes == 0 {
+		c.QueueBytes = DefaultQueueBytes
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Feed{config: c, dirty: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	for range max(c.Lanes, 1) + 1 { // the last one is that of ready packets
+		f.lanes = append(f.lanes, &lane{feed: f, chunk: newChunk()})
+	}
+	f.outputs.Store(&[]*output{})
+	f.roster.init()
+	go f.flushLazily()
+	return f
+}
+
+// flushLazily hands over what waits in lanes, a moment after the first of it came.
+func (f *Feed) flushLazily() {
+	defer close(f.done)
+	wait := time.NewTimer(time.Hour)
+	defer wait.Stop()
+	for {
+		select {
+		case <-f.dirty:
+		case <-f.quit:
+			return
+		}
+		wait.Reset(flushAfter)
+		select {
+		case <-wait.C:
+		case <-f.quit:
+			return
+		}
+		f.flush()
+	}
+}
+
+func (f *Feed) flush() {
+	for _, l := range f.lanes {
+		l.mu.Lock()
+		l.handOver()
+		l.mu.Unlock()
+	}
+}
+
+// Begin tells of a new flow. Of the session, ID, Node, Segment, Source,
+// Destination, Transport and Start must be set. All that is told of the flow
+// afterwards is on the same lane, which is any number. Nil, whose methods do
+// nothing, is returned where no output would take it.
+func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
+	mask, full := f.mask.Load(), f.full.Load()
+	if mask == 0 {
+		return nil
+	}
+	f.begun.Add(1)
+	f.Know(s)
+	if s.Source.Addr().Is6() != s.Destination.Addr().Is6() || !s.Source.IsValid() || !s.Destination.IsValid() {
+		f.bad.Add(1)
+		return nil
+	}
+	if lost := full & mask; lost != 0 {
+		f.countLost(s.ID.Key(), lost)
+		if lost == mask {
+			return nil
+		}
+	}
+	w := &Flow{feed: f, lane: f.lanes[uint(lane)%uint(len(f.lanes)-1)], key: s.ID.Key(), transport: s.Transport}
+	w.barred = full & mask
+	w.lost.Store(w.barred)
+	intruder, decoy := frame.Addresses(w.key)
+	tags := f.tags.of(s.Node, s.Segment)
+	w.header[Client] = frame.NewHeader(s.Transport, intruder, decoy, tags, s.Source, s.Destination)
+	w.header[Server] = frame.NewHeader(s.Transport, decoy, intruder, tags, s.Destination, s.Source)
+	f.running.Add(1)
+	w.lane.mu.Lock()
+	w.lane.add(record{flow: w, at: s.Start.UnixNano(), kind: kindBegin}, nil)
+	w.lane.mu.Unlock()
+	return w
+}
+
+// countLost counts a flow that outputs, a set of bits, lost the first time.
+func (f *Feed) countLost(k deception.SessionKey, outputs uint32) {
+	f.lost.Add(1)
+	f.roster.mark(k)
+	for _, o := range *f.outputs.Load() {
+		if o.bit&outputs != 0 {
+			o.lost.Add(1)
+		}
+	}
+}
+
+// Lost is how many flows at least one output did not see whole because it did not
+// keep up.
+func (f *Feed) Lost() uint64 { return f.lost.Load() }
+
+// Close hands over what waits, ends the outputs, each as Remove does, and the
+// feed. What is handed in afterwards is forgotten.
+func (f *Feed) Close() error {
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return nil
+	}
+	f.closed = true
+	f.mu.Unlock()
+	close(f.quit)
+	<-f.done
+	f.flush()
+	f.mask.Store(0)
+	f.mu.Lock()
+	outputs := f.takeAll()
+	f.mu.Unlock()
+	return endAll(outputs)
+}

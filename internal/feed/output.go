@@ -1,0 +1,323 @@
+package feed
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// tickEvery is how often an output with nothing to write is flushed.
+	tickEvery = 250 * time.Millisecond
+	// endGrace is how long an output that is ended may still write what waits, and
+	// then how long it may take to end when it is closed.
+	endGrace = time.Second
+)
+
+// ErrRestart is returned by a Writer where whoever reads it is a new one that has
+// seen nothing so far, not even what the call was to write.
+var ErrRestart = errors.New("another reader")
+
+// Writer is an output. It is called by one goroutine and may block. Where it is an
+// io.Closer, Close may be called at the same time as the others, which then
+// return soon.
+type Writer interface {
+	// Frame writes an Ethernet frame, or keeps a copy to write. at is in Unix
+	// nanoseconds, and never less than that of the frame before.
+	Frame(at int64, frame []byte) error
+	// Flush writes what Frame kept. It is called when nothing more waits, and four
+	// times a second where nothing happens.
+	Flush() error
+}
+
+// output is a Writer with its queue.
+type output struct {
+	feed  *Feed
+	name  string
+	w     Writer
+	slot  int
+	bit   uint32
+	wake  chan struct{}
+	stop  chan struct{} // closed: write what waits, and end
+	abort chan struct{} // closed: end
+	done  chan struct{}
+	close func() error // of the writer, once
+
+	mu     sync.Mutex // guards the rest of this block
+	queue  []item
+	queued int64 // memory of the chunks of queue and of those being written
+	limit  int64
+	err    error // the last one
+
+	lost, flows, again, frames, bytes, errors atomic.Uint64
+	moved                                     atomic.Int64 // Unix nanoseconds when it last got something done
+
+	synthesis
+}
+
+// item is what waits for an output: a chunk, or a flow that was lost.
+type item struct {
+	chunk *chunk
+	lost  *Flow
+}
+
+// Add gives the feed a further output. Where there is no room for another one, or
+// the feed is closed, it says so in the log.
+func (f *Feed) Add(name string, w Writer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	slot := slices.Index(f.slots[:], nil)
+	if f.closed || slot < 0 {
+		f.config.Log.Error("an output is left out: the feed is closed, or has all it can have", "output", name, "most", maxOutputs)
+		return
+	}
+	o := &output{
+		feed: f, name: name, w: w, slot: slot, bit: 1 << slot,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), abort: make(chan struct{}), done: make(chan struct{}),
+		close: func() error { return nil },
+	}
+	if c, ok := w.(io.Closer); ok {
+		o.close = sync.OnceValue(c.Close)
+	}
+	o.moved.Store(time.Now().UnixNano())
+	o.start(o)
+	f.slots[slot] = o
+	f.arrange()
+	go o.run()
+}
+
+// Remove ends an output: it writes what waits for it, if that does not take long,
+// and is closed.
+func (f *Feed) Remove(name string) error {
+	f.flush()
+	f.mu.Lock()
+	var gone []*output
+	for i, o := range f.slots {
+		if o != nil && o.name == name {
+			gone = append(gone, o)
+			f.slots[i] = nil
+		}
+	}
+	f.arrange()
+	f.mu.Unlock()
+	return endAll(gone)
+}
+
+// takeAll removes all outputs. f.mu is held.
+func (f *Feed) takeAll() []*output {
+	all := *f.outputs.Load()
+	f.slots = [maxOutputs]*output{}
+	f.arrange()
+	return all
+}
+
+// arrange tells everybody which outputs there are. f.mu is held.
+func (f *Feed) arrange() {
+	var all []*output
+	var mask uint32
+	for _, o := range f.slots {
+		if o != nil {
+			all = append(all, o)
+			mask |= o.bit
+		}
+	}
+	for _, o := range all {
+		o.mu.Lock()
+		o.limit = int64(f.config.QueueBytes / len(all))
+		o.mu.Unlock()
+	}
+	f.outputs.Store(&all)
+	f.mask.Store(mask)
+	f.full.And(mask)
+	f.pressed.And(mask)
+}
+
+// nextEpoch numbers the readers of all outputs.
+func (f *Feed) nextEpoch() uint32 { return f.readers.Add(1) }
+
+// offer puts a chunk into the queue. Where there is no room, every flow that the
+// chunk tells of is lost to this output. It is called with the lane locked.
+func (o *output) offer(c *chunk) {
+	o.mu.Lock()
+	if o.feed.full.Load()&o.bit != 0 || o.queued+c.size() > o.limit {
+		o.feed.full.Or(o.bit)
+		for i := range c.records {
+			o.markLost(c.records[i].flow)
+		}
+	} else {
+		c.refs.Add(1)
+		o.queued += c.size()
+		o.queue = append(o.queue, item{chunk: c})
+		if o.queued > o.limit/2 {
+			o.feed.pressed.Or(o.bit)
+		}
+	}
+	o.mu.Unlock()
+	o.poke()
+}
+
+// lose has a flow lost to this output.
+func (o *output) lose(w *Flow) {
+	o.mu.Lock()
+	o.markLost(w)
+	o.mu.Unlock()
+	o.poke()
+}
+
+// markLost notes that a flow is lost, and has the output end it where it stands in
+// the queue. o.mu is held.
+func (o *output) markLost(w *Flow) {
+	before := w.lost.Or(o.bit)
+	if before&o.bit != 0 {
+		return
+	}
+	if before == 0 {
+		o.feed.lost.Add(1)
+		o.feed.roster.mark(w.key)
+	}
+	o.lost.Add(1)
+	o.queue = append(o.queue, item{lost: w})
+}
+
+func (o *output) poke() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run makes frames of what waits, until the output is ended.
+func (o *output) run() {
+	defer close(o.done)
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	var items []item
+	for stopping := false; ; {
+		o.mu.Lock()
+		items, o.queue = o.queue, items[:0]
+		o.mu.Unlock()
+		if len(items) > 0 {
+			o.writeAll(items)
+			continue
+		}
+		o.note(o.w.Flush())
+		if stopping || o.aborted() {
+			return
+		}
+		select {
+		case <-o.wake:
+		case <-tick.C:
+			o.moved.Store(time.Now().UnixNano())
+			o.keepAlive(time.Now())
+		case <-o.stop:
+			stopping = true
+		}
+	}
+}
+
+func (o *output) aborted() bool {
+	select {
+	case <-o.abort:
+		return true
+	default:
+		return false
+	}
+}
+
+// writeAll makes frames of items, which it clears.
+func (o *output) writeAll(items []item) {
+	for i, it := range items {
+		items[i] = item{}
+		if it.lost != nil {
+			o.endLost(it.lost)
+			continue
+		}
+		if !o.aborted() {
+			o.writeChunk(it.chunk)
+		}
+		size := it.chunk.size()
+		it.chunk.release()
+		o.took(size)
+	}
+	o.keepAlive(time.Now())
+}
+
+// took makes room in the queue.
+func (o *output) took(size int64) {
+	o.moved.Store(time.Now().UnixNano())
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queued -= size
+	if o.queued <= o.limit/2 {
+		o.feed.full.And(^o.bit)
+		o.feed.pressed.And(^o.bit)
+	}
+}
+
+// note keeps what a writer says went wrong.
+func (o *output) note(err error) {
+	if err == nil {
+		return
+	}
+	if errors.Is(err, ErrRestart) {
+		o.epoch = o.feed.nextEpoch()
+		o.forgetAll()
+		return
+	}
+	if o.aborted() {
+		return
+	}
+	o.errors.Add(1)
+	o.mu.Lock()
+	first := o.err == nil || o.err.Error() != err.Error()
+	o.err = err
+	o.mu.Unlock()
+	if first {
+		o.feed.config.Log.Warn("an output of the feed failed; the flow is lost to it", "output", o.name, "error", err)
+	}
+}
+
+// endAll ends outputs that the feed no longer knows, all at the same time.
+func endAll(outputs []*output) error {
+	errs := make([]error, len(outputs))
+	var all sync.WaitGroup
+	for i, o := range outputs {
+		all.Go(func() { errs[i] = o.end() })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+func (o *output) end() error {
+	close(o.stop)
+	if !within(o.done, endGrace) {
+		close(o.abort)
+		err := o.close()
+		if !within(o.done, endGrace) {
+			return fmt.Errorf("end output %s of the feed: it still writes", o.name)
+		}
+		if err != nil {
+			return fmt.Errorf("close output %s of the feed: %w", o.name, err)
+		}
+		return nil
+	}
+	if err := o.close(); err != nil {
+		return fmt.Errorf("close output %s of the feed: %w", o.name, err)
+	}
+	return nil
+}
+
+func within(done <-chan struct{}, limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}

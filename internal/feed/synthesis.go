@@ -1,0 +1,228 @@
+package feed
+
+import (
+	"errors"
+	"time"
+
+	"decoynet/internal/frame"
+)
+
+const (
+	// keepAliveAfter is how long an output says nothing about an open flow: Suricata
+	// forgets an established one after 600 s of silence, other sensors after 300.
+	keepAliveAfter = 240 * time.Second
+	// keepAliveRound is how long it takes to look at all open flows once.
+	keepAliveRound = 30 * time.Second
+	// forgetAfter is when a flow is taken for ended whose end was not told.
+	clockSlack = time.Second
+)
+
+// progress is how far an output is with a flow. It belongs to the output's
+// goroutine.
+type progress struct {
+	epoch  uint32    // the reader that was told of the flow
+	seq    [2]uint32 // the next sequence number of each side
+	offset [2]uint32 // where in what the side sent that is
+	state  progressState
+	live   int32 // index in synthesis.live
+	last   int64 // time of the last frame
+}
+
+type progressState uint8
+
+const (
+	stateShown     progressState = 1 << iota // the handshake was written
+	stateDead                                // nothing more is written
+	stateKnown                               // the offset of the client's side is known; <<1: of the server's
+	stateKnown1                              //
+	stateFinished                            // FIN was written for the client's side; <<1: for the server's
+	stateFinished1                           //
+)
+
+// synthesis makes frames of records, for one output. It belongs to the output's
+// goroutine.
+type synthesis struct {
+	out    *output
+	epoch  uint32
+	live   []*Flow // TCP flows that are open
+	cursor int     // the next one to look at for keepAlive
+	looked int64   // when that was last done
+	last   int64   // the time of the last frame
+	ahead  int64   // what is added to times since the clock was set back
+	ids    uint32  // IPv4 identification
+	buffer []byte
+	emit   func(frame []byte) error // write, made once
+}
+
+func (s *synthesis) start(o *output) {
+	s.out, s.epoch = o, o.feed.nextEpoch()
+	s.buffer = make([]byte, 0, 2048)
+	s.emit = s.write
+}
+
+// clock has a time in order: no frame is older than the one before. Where the
+// machine's clock was set back, time goes on at its pace until it has caught up.
+func (s *synthesis) clock(at int64) {
+	if at >= s.last {
+		s.ahead = 0
+	} else if at+s.ahead < s.last-int64(clockSlack) {
+		s.ahead = s.last - at
+	}
+	s.last = max(s.last, at+s.ahead)
+}
+
+func (s *synthesis) write(b []byte) error {
+	if err := s.out.w.Frame(s.last, b); err != nil {
+		return err
+	}
+	s.out.frames.Add(1)
+	s.out.bytes.Add(uint64(len(b)))
+	return nil
+}
+
+// writeChunk makes frames of all records of a chunk.
+func (o *output) writeChunk(c *chunk) {
+	for i := range c.records {
+		r := &c.records[i]
+		o.clock(r.at)
+		err := o.record(r, c.data[r.begin:r.begin+r.n])
+		for errors.Is(err, ErrRestart) && !o.aborted() {
+			o.note(err)
+			err = o.record(r, c.data[r.begin:r.begin+r.n])
+		}
+		if err != nil {
+			o.note(err)
+			o.giveUp(r.flow)
+		}
+	}
+}
+
+// giveUp loses a flow of which something could not be written.
+func (o *output) giveUp(w *Flow) {
+	o.drop(w, &w.seen[o.slot])
+	o.lose(w)
+}
+
+// record makes frames of one record.
+func (s *synthesis) record(r *record, data []byte) error {
+	w := r.flow
+	p := &w.seen[s.out.slot]
+	if p.epoch != s.epoch {
+		s.meet(w, p, r.kind)
+	}
+	if p.state&stateDead != 0 {
+		return nil
+	}
+	p.last = s.last
+	switch {
+	case r.kind == kindPacket:
+		s.buffer = w.header[r.side].Packet(s.buffer[:0], data)
+		return s.write(s.buffer)
+	case w.transport != 6:
+		return s.datagram(w, p, r, data)
+	}
+	if err := s.show(w, p); err != nil {
+		return err
+	}
+	switch r.kind {
+	case kindBegin:
+		return nil
+	case kindData:
+		return s.data(w, p, r, data)
+	case kindFin:
+		return s.fin(w, p, int(r.side), r.offset)
+	}
+	return s.over(w, p, r)
+}
+
+// meet begins with a flow that the reader knows nothing of.
+func (s *synthesis) meet(w *Flow, p *progress, k kind) {
+	again := p.epoch != 0
+	*p = progress{epoch: s.epoch, live: -1}
+	switch {
+	case w.barred&s.out.bit != 0, k != kindBegin && w.lost.Load()&s.out.bit != 0, k > kindFin && k != kindPacket && again:
+		p.state = stateDead
+	case k == kindBegin:
+		p.state = stateKnown | stateKnown1
+		s.out.flows.Add(1)
+	default:
+		s.out.again.Add(1)
+		s.out.feed.roster.mark(w.key)
+	}
+}
+
+func (s *synthesis) datagram(w *Flow, p *progress, r *record, data []byte) error {
+	switch r.kind {
+	case kindBegin, kindFin:
+		return nil
+	case kindData:
+		s.ids++
+		return w.header[r.side].UDP(s.buffer, s.ids, data, s.emit)
+	}
+	s.drop(w, p)
+	return nil
+}
+
+// drop forgets a flow.
+func (s *synthesis) drop(w *Flow, p *progress) {
+	if p.epoch != s.epoch {
+		return
+	}
+	p.state |= stateDead
+	if p.live < 0 {
+		return
+	}
+	end := len(s.live) - 1
+	moved := s.live[end]
+	s.live[p.live] = moved
+	moved.seen[s.out.slot].live = p.live
+	s.live[end] = nil
+	s.live = s.live[:end]
+	p.live = -1
+}
+
+// forgetAll is for a new reader.
+func (s *synthesis) forgetAll() {
+	clear(s.live)
+	s.live, s.cursor = s.live[:0], 0
+}
+
+// endLost ends a flow that the output lost, as it must not take it for idle.
+func (o *output) endLost(w *Flow) {
+	p := &w.seen[o.slot]
+	if p.epoch == o.epoch && p.state&(stateShown|stateDead) == stateShown {
+		o.note(o.reset(w, p, Server))
+	}
+	o.drop(w, p)
+}
+
+// keepAlive says something about flows that have been idle for long. It looks at a
+// few flows each time.
+func (o *output) keepAlive(now time.Time) {
+	at := now.UnixNano()
+	if o.looked == 0 {
+		o.looked = at
+	}
+	n := int(int64(len(o.live)+1) * (at - o.looked) / int64(keepAliveRound))
+	if n <= 0 {
+		return
+	}
+	o.looked = at
+	for range min(n, len(o.live)) {
+		if o.cursor >= len(o.live) {
+			o.cursor = 0
+		}
+		w := o.live[o.cursor]
+		o.cursor++
+		p := &w.seen[o.slot]
+		if at-p.last < int64(keepAliveAfter) {
+			continue
+		}
+		o.clock(at)
+		p.last = o.last
+		if err := o.segment(w, p, Client, frame.ACK, nil); err != nil {
+			o.note(err)
+			return
+		}
+	}
+}

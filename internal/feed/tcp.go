@@ -1,0 +1,138 @@
+package feed
+
+import "decoynet/internal/frame"
+
+// segment writes one TCP segment of a side and moves its sequence number on.
+func (s *synthesis) segment(w *Flow, p *progress, side int, flags uint8, data []byte) error {
+	s.ids++
+	segment := frame.Segment{Flags: flags, ID: uint16(s.ids), Seq: p.seq[side], Data: data}
+	if flags&frame.ACK != 0 {
+		segment.Ack = p.seq[1-side]
+	}
+	s.buffer = w.header[side].TCP(s.buffer[:0], &segment)
+	if err := s.write(s.buffer); err != nil {
+		return err
+	}
+	p.seq[side] += uint32(len(data))
+	if flags&(frame.SYN|frame.FIN) != 0 {
+		p.seq[side]++
+	}
+	return nil
+}
+
+// show writes the handshake of a flow, once.
+func (s *synthesis) show(w *Flow, p *progress) error {
+	if p.state&stateShown != 0 {
+		return nil
+	}
+	p.seq = [2]uint32{uint32(w.key.Lo) * 0x9e3779b1, uint32(w.key.Lo>>8) * 0x85ebca6b}
+	if err := s.segment(w, p, Client, frame.SYN, nil); err != nil {
+		return err
+	}
+	if err := s.segment(w, p, Server, frame.SYN|frame.ACK, nil); err != nil {
+		return err
+	}
+	if err := s.segment(w, p, Client, frame.ACK, nil); err != nil {
+		return err
+	}
+	p.state |= stateShown
+	p.live = int32(len(s.live))
+	s.live = append(s.live, w)
+	return nil
+}
+
+// data writes what a side sent, and for each segment the other side's
+// acknowledgement: Suricata looks at data when it is acknowledged.
+func (s *synthesis) data(w *Flow, p *progress, r *record, data []byte) error {
+	side := int(r.side)
+	known := progressState(stateKnown) << side
+	if p.state&known == 0 {
+		p.state |= known
+		p.offset[side] = r.offset
+	}
+	if p.offset[side] != r.offset {
+		s.out.lose(w) // something in between did not come here
+		s.out.endLost(w)
+		return nil
+	}
+	cut := w.header[side].Cut()
+	for len(data) > 0 {
+		n := min(len(data), cut)
+		flags := uint8(frame.ACK)
+		if n == len(data) {
+			flags |= frame.PSH
+		}
+		if err := s.segment(w, p, side, flags, data[:n]); err != nil {
+			return err
+		}
+		p.offset[side] += uint32(n)
+		if err := s.segment(w, p, 1-side, frame.ACK, nil); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+// skip moves over what was left out of what a side sent, up to a total.
+func (s *synthesis) skip(w *Flow, p *progress, side int, total uint32) {
+	known := progressState(stateKnown) << side
+	if p.state&known != 0 {
+		p.seq[side] += total - p.offset[side]
+	}
+	p.state |= known
+	p.offset[side] = total
+}
+
+// fin ends what a side sends.
+func (s *synthesis) fin(w *Flow, p *progress, side int, total uint32) error {
+	finished := progressState(stateFinished) << side
+	if p.state&finished != 0 {
+		return nil
+	}
+	p.state |= finished
+	s.skip(w, p, side, total)
+	if err := s.segment(w, p, side, frame.FIN|frame.ACK, nil); err != nil {
+		return err
+	}
+	return s.segment(w, p, 1-side, frame.ACK, nil)
+}
+
+// over ends a flow.
+func (s *synthesis) over(w *Flow, p *progress, r *record) error {
+	totals := [2]uint32{r.offset, r.other}
+	var err error
+	switch r.kind {
+	case kindClientClosed, kindServiceClosed:
+		first := Client
+		if r.kind == kindServiceClosed {
+			first = Server
+		}
+		if err = s.fin(w, p, first, totals[first]); err == nil {
+			err = s.fin(w, p, 1-first, totals[1-first])
+		}
+	default:
+		side := Server
+		if r.kind == kindClientReset {
+			side = Client
+		}
+		const both = stateFinished | stateFinished1
+		if p.state&both == both {
+			break
+		}
+		for i, total := range totals {
+			if p.state&(stateFinished<<i) == 0 {
+				s.skip(w, p, i, total)
+			}
+		}
+		err = s.reset(w, p, side)
+	}
+	if err == nil {
+		s.drop(w, p)
+	}
+	return err
+}
+
+func (s *synthesis) reset(w *Flow, p *progress, side int) error {
+	return s.segment(w, p, side, frame.RST|frame.ACK, nil)
+}
