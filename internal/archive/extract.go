@@ -22,10 +22,13 @@ import (
 // session; the rest of the message says why.
 var ErrNotKept = errors.New("no packets of it are kept")
 
-// skew is by how much the clocks of the machine that a session's times are from
-// and of the one that kept its packets may differ, without more files being read
-// than need be.
-const skew = 2 * time.Minute
+// By how much the clocks of the machine that a session's times are from
+// and of the one that kept its packets may differ, before more files are
+// read than need be.
+const (
+	skew     = 2 * time.Minute
+	wildSkew = 24 * time.Hour // where nothing was found with skew
+)
 
 // Extracted is what Extract has found.
 type Extracted struct {
@@ -48,18 +51,17 @@ func Extract(dir string, id deception.SessionID, start, end time.Time, w io.Writ
 	if err != nil {
 		return Extracted{}, fmt.Errorf("look for the packets of session %s: %w", id, err)
 	}
-	from, to := start.Add(-skew).UnixNano(), time.Now().Add(skew).UnixNano()
-	if !end.IsZero() {
-		to = end.Add(skew).UnixNano()
+	if end.IsZero() {
+		end = time.Now()
 	}
-	near, others := apart(list, from, to)
 	x := extraction{dir: dir, want: wanted(id)}
-	err = x.search(near)
-	if err == nil && len(x.hits) == 0 { // as sure as reading all of it
-		err = x.search(others)
+	near, others := apart(list, start.Add(-skew), end.Add(skew))
+	if err = x.search(near); err == nil && len(x.hits) == 0 {
+		near, _ = apart(others, start.Add(-wildSkew), end.Add(wildSkew))
+		err = x.search(near)
 	}
 	if err == nil && len(x.hits) == 0 {
-		return Extracted{}, fmt.Errorf("session %s: %w: %s", id, ErrNotKept, missing(list, to))
+		return Extracted{}, fmt.Errorf("session %s: %w: %s", id, ErrNotKept, missing(list, end))
 	}
 	if err == nil {
 		err = x.write(w)
@@ -71,18 +73,18 @@ func Extract(dir string, id deception.SessionID, start, end time.Time, w io.Writ
 }
 
 // missing says why nothing was found.
-func missing(list []file, to int64) string {
-	if oldest := list[0].first; to < oldest {
-		return fmt.Sprintf("they expired; the oldest ones here are of %s", time.Unix(0, oldest).UTC().Format(time.RFC3339))
+func missing(list []file, end time.Time) string {
+	if oldest := time.Unix(0, list[0].first); end.Before(oldest) {
+		return "they expired; the oldest ones here are of " + oldest.UTC().Format(time.RFC3339)
 	}
 	return "it went past what is analysed here: analysis was off, it was lost under load (see `decoynet status`), or another machine took it"
 }
 
 // apart divides the files into those with frames of that time and the others. A
 // clock that was set back makes the last frame older than the first.
-func apart(list []file, from, to int64) (near, others []file) {
+func apart(list []file, from, to time.Time) (near, others []file) {
 	for _, f := range list {
-		if min(f.first, f.last) <= to && max(f.first, f.last) >= from {
+		if min(f.first, f.last) <= to.UnixNano() && max(f.first, f.last) >= from.UnixNano() {
 			near = append(near, f)
 		} else {
 			others = append(others, f)

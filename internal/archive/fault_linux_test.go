@@ -201,16 +201,3 @@ func complete(a *Archive, f *flow) error {
 	}
 	return err
 }
-
-// eventually waits for a condition, for 20 seconds at most.
-func eventually(what string, condition func() (bool, error)) error {
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		ok, err := condition()
-		if ok || err != nil {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("not within 20 s: %s", what)
-		}
-	}
-}

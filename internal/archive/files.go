@@ -100,9 +100,10 @@ func listFiles(dir string) ([]file, error) {
 // is closed where it is not there any more.
 func (d *files) relist() error {
 	list, err := listFiles(d.dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("list the files of packets: %w", err)
 	}
+	err = nil
 	if d.open != nil {
 		active := d.list[len(d.list)-1]
 		at := slices.IndexFunc(list, func(f file) bool { return f.name == active.name })
@@ -152,6 +153,9 @@ func (d *files) append(records []byte, first int64, now time.Time) (expired int,
 
 // begin makes a new file. Two may have begun at the same time by the clock.
 func (d *files) begin(first int64, now time.Time) error {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
+		return err
+	}
 	var f *os.File
 	for {
 		var err error

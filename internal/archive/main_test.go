@@ -102,6 +102,31 @@ func extract(t testing.TB, dir string, f *flow) (string, Extracted) {
 	return path, found
 }
 
+// eventually waits for a condition, for 20 seconds at most.
+func eventually(what string, condition func() (bool, error)) error {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		ok, err := condition()
+		if ok || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("not within 20 s: %s", what)
+		}
+	}
+}
+
+// flags returns the TCP flags of the file's packets, whatever is wrong with them.
+func flags(t testing.TB, path string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "tshark", "-n", "-r", path, "-T", "fields", "-e", "tcp.flags").Output()
+	if err != nil {
+		t.Fatalf("tshark -r %s: %v", path, err)
+	}
+	return strings.ReplaceAll(strings.TrimRight(string(out), "\n"), "\n", " ")
+}
+
 // tshark returns the fields of the file's packets, a line each, and fails the test
 // where anything is wrong with one of them.
 func tshark(t testing.TB, path string, fields ...string) []string {
