@@ -29,6 +29,10 @@ const (
 	EventApplied       EventKind = "document-applied" // a document became the desired state
 	EventConflict      EventKind = "address-conflict" // a real host has a decoy's address: the decoy was withdrawn there, unless it is ClaimUnchecked
 	EventReclaimed     EventKind = "address-claimed"  // an address that a real host had is a decoy's again
+
+	EventInspectFailed   EventKind = "inspect-failed"   // Suricata does not run: flows are not analysed
+	EventInspectRestored EventKind = "inspect-restored" // it runs again
+	EventRulesRefused    EventKind = "rules-refused"    // new rules are wrong; those before them stay
 )
 
 // Event is something that happened to the deception network itself.

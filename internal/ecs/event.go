@@ -57,6 +57,10 @@ var classes = map[deception.EventKind]class{
 	deception.EventApplied:       {"configuration", "change", "success"},
 	deception.EventConflict:      {"network", "denied", "failure"},
 	deception.EventReclaimed:     {"network", "allowed", "success"},
+
+	deception.EventInspectFailed:   {"host", "info", "failure"},
+	deception.EventInspectRestored: {"host", "info", "success"},
+	deception.EventRulesRefused:    {"configuration", "info", "failure"},
 }
 
 // NewEventDocument returns the event's document.

@@ -1,0 +1,130 @@
+package suricata
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"decoynet/deception"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is in decoynet's inspect directory. Suricata reads all of it and writes in
+// childDir only.
+const (
+	liveConfig      = "suricata.yaml"
+	candidateConfig = "candidate.yaml"
+	liveRules       = "live.rules"
+	candidateRules  = "candidate.rules"
+	liveSum         = "live.sum" // of the rules that passed the test
+	classesFile     = "classification.config"
+	referencesFile  = "reference.config"
+	childDir        = "suricata"
+	eveName         = "eve.json"
+	fifoName        = "feed.fifo"
+	socketName      = "command.socket"
+)
+
+// nobody is whom Suricata runs as where decoynet is root: it parses what intruders
+// send, and needs no right but to its own directory.
+const nobody = 65534
+
+// niceLevel is Suricata's priority below the relay's.
+const niceLevel = 5
+
+// home is the inspect directory, opened.
+type home struct {
+	path string
+	dir  *os.File
+	// user is whom Suricata runs as; nil: as decoynet.
+	user *syscall.Credential
+	cpus []int // that it is kept to; empty: any
+}
+
+// openHome makes the directory ready. It is closed to everybody by the directory
+// above, but Suricata, which gets it as an open descriptor, must read in it.
+func openHome(path string) (*home, error) {
+	child := filepath.Join(path, childDir)
+	for _, dir := range []string{path, child} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make suricata's directory: %w", err)
+		}
+	}
+	h := &home{path: path}
+	if os.Geteuid() == 0 {
+		h.user = &syscall.Credential{Uid: nobody, Gid: nobody}
+		if err := errors.Join(os.Chmod(path, 0o711), os.Lchown(child, nobody, nobody)); err != nil {
+			return nil, fmt.Errorf("give suricata its directory: %w", err)
+		}
+	}
+	var err error
+	if h.dir, err = os.Open(path); err != nil {
+		return nil, fmt.Errorf("open suricata's directory: %w", err)
+	}
+	return h, nil
+}
+
+func (h *home) close() { h.dir.Close() }
+
+func (h *home) file(name string) string  { return filepath.Join(h.path, name) }
+func (h *home) child(name string) string { return filepath.Join(h.path, childDir, name) }
+
+// write puts a set of rules and a configuration that names it into the directory.
+func (h *home) write(set *ruleset, b *Binary, want *deception.Inspect, rules, config string) error {
+	text, err := configure(b, want, rules)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		text []byte
+	}{{rules, set.text()}, {classesFile, []byte(set.classes)}, {referencesFile, []byte(ownReferences)}, {config, text}} {
+		if err := h.replace(f.name, f.text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace writes a file whole or not at all.
+func (h *home) replace(name string, text []byte) error {
+	path := h.file(name)
+	if err := os.WriteFile(path+".new", text, 0o644); err != nil {
+		return fmt.Errorf("write suricata's %s: %w", name, err)
+	}
+	if err := errors.Join(os.Chmod(path+".new", 0o644), os.Rename(path+".new", path)); err != nil {
+		return fmt.Errorf("write suricata's %s: %w", name, err)
+	}
+	return nil
+}
+
+// freshFIFO puts a new FIFO in the place of the one that there is. The bytes that
+// a killed Suricata left in the old one begin in the middle of a frame; its writer
+// finds it broken and opens the new one.
+func (h *home) freshFIFO(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("make the feed's FIFO: %w", err)
+	case info.Mode()&fs.ModeNamedPipe == 0:
+		return fmt.Errorf("make the feed's FIFO: %s is there and is none; remove it", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("make the feed's FIFO: %w", err)
+		}
+	}
+	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the feed's FIFO %s: %w", path, err)
+	}
+	if h.user != nil {
+		if err := os.Lchown(path, nobody, nobody); err != nil {
+			return fmt.Errorf("give suricata the feed's FIFO: %w", err)
+		}
+	}
+	return nil
+}
