@@ -14,7 +14,15 @@ import (
 // and ErrMalformed with the first byte after which no header can come of it. A
 // checksum (PP2_TYPE_CRC32C) is verified where there is one; TLVs of other
 // meanings are passed over.
-func Parse(b []byte) (h Header, n int, err error) {
+func Parse(b []byte) (h Header, n int, err error) { return parse(b, false) }
+
+// ParseForeign is Parse for headers of any sender. Where a TLV of the types that
+// are ours has a value that ours cannot have (HAProxy's identifiers may have any
+// length, Google Cloud uses 0xE0), another meaning is taken for granted and it is
+// passed over.
+func ParseForeign(b []byte) (h Header, n int, err error) { return parse(b, true) }
+
+func parse(b []byte, foreign bool) (h Header, n int, err error) {
 	known := min(len(b), len(signature))
 	if string(b[:known]) != signature[:known] {
 		return Header{}, 0, malformed("it does not begin with the signature")
@@ -41,7 +49,7 @@ func Parse(b []byte) (h Header, n int, err error) {
 			return Header{}, 0, err
 		}
 	}
-	t := tlvs{header: h, whole: b[:min(end, len(b))]}
+	t := tlvs{header: h, whole: b[:min(end, len(b))], foreign: foreign}
 	if err := t.parse(rest[addresses:], size-addresses); err != nil {
 		return Header{}, 0, err
 	}
@@ -116,9 +124,10 @@ func (h *Header) parseAddresses(family byte, b []byte) error {
 
 // tlvs reads the vector behind the addresses.
 type tlvs struct {
-	header Header
-	whole  []byte // the header from its first byte on, for the checksum
-	seen   uint16 // a bit for each type that may come once
+	header  Header
+	whole   []byte // the header from its first byte on, for the checksum
+	seen    uint16 // a bit for each type that may come once
+	foreign bool   // TLVs of our types may be somebody else's
 }
 
 // parse reads what is there of a vector of the given size.
@@ -146,7 +155,7 @@ func (t *tlvs) parse(b []byte, size int) error {
 			return malformed("its %s is longer than the header", whatIs(kind))
 		}
 		value := b[tlvHead:min(tlvHead+length, len(b))]
-		if err := t.take(kind, value, length); err != nil {
+		if err := t.take(kind, value, length); err != nil && (!t.foreign || kind == typeCRC32C) {
 			return err
 		}
 		if len(value) < length {
@@ -168,7 +177,7 @@ func (t *tlvs) once(kind byte) error {
 	case typeNode, typeSegment, typeDecoy, typeService, typeTarget:
 		bit = 1 << (8 + kind&0xf)
 	}
-	if t.seen&bit != 0 {
+	if t.seen&bit != 0 && (!t.foreign || kind == typeCRC32C) {
 		return malformed("its %s is given twice", whatIs(kind))
 	}
 	t.seen |= bit
