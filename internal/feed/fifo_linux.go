@@ -70,7 +70,7 @@ func NewFIFO(path string, log *slog.Logger) (*FIFO, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &FIFO{path: path, log: log, quit: make(chan struct{}), batch: make([]byte, 0, batchBytes+frame.MTU+128)}, nil
+	return &FIFO{path: path, log: log, quit: make(chan struct{}), batch: make([]byte, 0, 2*batchBytes)}, nil
 }
 
 func makeFIFO(path string) error {

@@ -56,7 +56,7 @@ func count(events []eve, match func(e *eve) bool) int {
 
 func (s *sensor) alerts(t testing.TB, sid int, id deception.SessionID) int {
 	t.Helper()
-	return count(s.events(t), func(e *eve) bool { return e.Alert.SID == sid && e.session() == id })
+	return count(s.events(t), func(e *eve) bool { return e.Alert.SID == sid && e.session == id })
 }
 
 // TestLive: what happens in a flow that still runs is known to Suricata, even
@@ -86,7 +86,7 @@ func TestLive(t *testing.T) {
 	if n := sensor.alerts(t, 2, s.ID); n != 1 {
 		t.Errorf("%d alerts of the body, want 1", n)
 	}
-	if n := count(events, func(e *eve) bool { return e.Type == "flow" && e.App == "http" && e.session() == s.ID }); n != 1 {
+	if n := count(events, func(e *eve) bool { return e.Type == "flow" && e.App == "http" && e.session == s.ID }); n != 1 {
 		t.Errorf("%d flow records with HTTP, want 1", n)
 	}
 }

@@ -28,6 +28,10 @@ func (w *Flow) Data(side int, b []byte, at time.Time) {
 	if !w.Wants(side) || len(b) == 0 && w.transport == deception.TCP {
 		return
 	}
+	if w.transport == deception.UDP && len(b) > frame.MaxDatagram {
+		w.feed.bad.Add(1)
+		return
+	}
 	if w.feed.pressed.Load() != 0 && w.fed[Client].Load()+w.fed[Server].Load() > heavyFlow {
 		w.dropHeavy()
 		if !w.Wants(side) {

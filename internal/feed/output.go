@@ -12,7 +12,7 @@ import (
 
 const (
 	// tickEvery is how often an output with nothing to write is flushed.
-	tickEvery = 250 * time.Millisecond
+	tickEvery = 125 * time.Millisecond
 	// endGrace is how long an output that is ended may still write what waits, and
 	// then how long it may take to end when it is closed.
 	endGrace = time.Second
@@ -29,9 +29,17 @@ type Writer interface {
 	// Frame writes an Ethernet frame, or keeps a copy to write. at is in Unix
 	// nanoseconds, and never less than that of the frame before.
 	Frame(at int64, frame []byte) error
-	// Flush writes what Frame kept. It is called when nothing more waits, and four
+	// Flush writes what Frame kept. It is called when nothing more waits, and eight
 	// times a second where nothing happens.
 	Flush() error
+}
+
+// Archive is a Writer that keeps frames for people. It is spared those that only
+// have a sensor look at what it has, or keep a flow in its mind.
+type Archive interface {
+	Writer
+	// Archive only tells the two apart.
+	Archive()
 }
 
 // output is a Writer with its queue.
@@ -206,13 +214,15 @@ func (o *output) run() {
 		}
 		o.note(o.w.Flush())
 		if stopping || o.aborted() {
+			o.nudgeAll(time.Now().UnixNano())
+			o.note(o.w.Flush())
 			return
 		}
 		select {
 		case <-o.wake:
 		case <-tick.C:
 			o.moved.Store(time.Now().UnixNano())
-			o.keepAlive(time.Now())
+			o.attend()
 		case <-o.stop:
 			stopping = true
 		}
@@ -243,7 +253,7 @@ func (o *output) writeAll(items []item) {
 		it.chunk.release()
 		o.took(size)
 	}
-	o.keepAlive(time.Now())
+	o.attend()
 }
 
 // took makes room in the queue.

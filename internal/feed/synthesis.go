@@ -13,7 +13,9 @@ const (
 	keepAliveAfter = 240 * time.Second
 	// keepAliveRound is how long it takes to look at all open flows once.
 	keepAliveRound = 30 * time.Second
-	// forgetAfter is when a flow is taken for ended whose end was not told.
+	// nudgeAfter is how long an output waits for what comes after data.
+	nudgeAfter = 100 * time.Millisecond
+	// clockSlack is how much lanes may be behind each other.
 	clockSlack = time.Second
 )
 
@@ -28,7 +30,7 @@ type progress struct {
 	last   int64 // time of the last frame
 }
 
-type progressState uint8
+type progressState uint16
 
 const (
 	stateShown     progressState = 1 << iota // the handshake was written
@@ -37,6 +39,9 @@ const (
 	stateKnown1                              //
 	stateFinished                            // FIN was written for the client's side; <<1: for the server's
 	stateFinished1                           //
+	stateDue                                 // the client's side sent data and nothing since; <<1: the server's
+	stateDue1                                //
+	stateListed                              // it is in synthesis.due
 )
 
 // synthesis makes frames of records, for one output. It belongs to the output's
@@ -45,19 +50,21 @@ type synthesis struct {
 	out    *output
 	epoch  uint32
 	live   []*Flow // TCP flows that are open
+	due    []*Flow // those with data that nothing came after
+	nudged int64   // when they were last looked at
 	cursor int     // the next one to look at for keepAlive
 	looked int64   // when that was last done
 	last   int64   // the time of the last frame
 	ahead  int64   // what is added to times since the clock was set back
 	ids    uint32  // IPv4 identification
 	buffer []byte
-	emit   func(frame []byte) error // write, made once
+	quiet  bool // the output is an Archive
 }
 
 func (s *synthesis) start(o *output) {
 	s.out, s.epoch = o, o.feed.nextEpoch()
 	s.buffer = make([]byte, 0, 2048)
-	s.emit = s.write
+	_, s.quiet = o.w.(Archive)
 }
 
 // clock has a time in order: no frame is older than the one before. Where the
@@ -157,7 +164,8 @@ func (s *synthesis) datagram(w *Flow, p *progress, r *record, data []byte) error
 		return nil
 	case kindData:
 		s.ids++
-		return w.header[r.side].UDP(s.buffer, s.ids, data, s.emit)
+		s.buffer = w.header[r.side].UDP(s.buffer[:0], uint16(s.ids), data)
+		return s.write(s.buffer)
 	}
 	s.drop(w, p)
 	return nil
@@ -184,7 +192,8 @@ func (s *synthesis) drop(w *Flow, p *progress) {
 // forgetAll is for a new reader.
 func (s *synthesis) forgetAll() {
 	clear(s.live)
-	s.live, s.cursor = s.live[:0], 0
+	clear(s.due)
+	s.live, s.due, s.cursor = s.live[:0], s.due[:0], 0
 }
 
 // endLost ends a flow that the output lost, as it must not take it for idle.
@@ -196,10 +205,56 @@ func (o *output) endLost(w *Flow) {
 	o.drop(w, p)
 }
 
+// attend does what is to be done about flows of which nothing is told.
+func (o *output) attend() {
+	now := time.Now().UnixNano()
+	if o.quiet {
+		return
+	}
+	if now-o.nudged >= int64(nudgeAfter) {
+		o.nudged = now
+		o.nudgeAll(now)
+	}
+	o.keepAlive(now)
+}
+
+// nudgeAll has the reader look at data that nothing came after.
+func (o *output) nudgeAll(at int64) {
+	for i, w := range o.due {
+		o.due[i] = nil
+		p := &w.seen[o.slot]
+		if p.epoch != o.epoch || p.state&stateDead != 0 {
+			continue
+		}
+		p.state &^= stateListed
+		o.clock(at)
+		if err := o.nudge(w, p); err != nil {
+			clear(o.due)
+			o.due = o.due[:0]
+			o.note(err)
+			return
+		}
+	}
+	o.due = o.due[:0]
+}
+
+// nudge acknowledges once more on the sides that sent data last. Suricata puts
+// data together when the other side acknowledges it, and looks at it when its own
+// side sends the next packet; of a service that hangs there would be none.
+func (s *synthesis) nudge(w *Flow, p *progress) error {
+	for side := range p.seq {
+		if p.state&(stateDue<<side) != 0 && !s.quiet {
+			if err := s.segment(w, p, side, frame.ACK, nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // keepAlive says something about flows that have been idle for long. It looks at a
 // few flows each time.
-func (o *output) keepAlive(now time.Time) {
-	at := now.UnixNano()
+func (o *output) keepAlive(at int64) {
 	if o.looked == 0 {
 		o.looked = at
 	}

@@ -13,6 +13,11 @@ func (s *synthesis) segment(w *Flow, p *progress, side int, flags uint8, data []
 	if err := s.write(s.buffer); err != nil {
 		return err
 	}
+	if len(data) > 0 {
+		p.state |= stateDue << side
+	} else {
+		p.state &^= stateDue << side
+	}
 	p.seq[side] += uint32(len(data))
 	if flags&(frame.SYN|frame.FIN) != 0 {
 		p.seq[side]++
@@ -71,6 +76,10 @@ func (s *synthesis) data(w *Flow, p *progress, r *record, data []byte) error {
 		}
 		data = data[n:]
 	}
+	if p.state&stateListed == 0 {
+		p.state |= stateListed
+		s.due = append(s.due, w)
+	}
 	return nil
 }
 
@@ -95,7 +104,14 @@ func (s *synthesis) fin(w *Flow, p *progress, side int, total uint32) error {
 	if err := s.segment(w, p, side, frame.FIN|frame.ACK, nil); err != nil {
 		return err
 	}
-	return s.segment(w, p, 1-side, frame.ACK, nil)
+	if err := s.segment(w, p, 1-side, frame.ACK, nil); err != nil {
+		return err
+	}
+	const both = stateFinished | stateFinished1
+	if p.state&both != both || s.quiet {
+		return nil
+	}
+	return s.segment(w, p, side, frame.ACK, nil)
 }
 
 // over ends a flow.
@@ -103,29 +119,14 @@ func (s *synthesis) over(w *Flow, p *progress, r *record) error {
 	totals := [2]uint32{r.offset, r.other}
 	var err error
 	switch r.kind {
-	case kindClientClosed, kindServiceClosed:
-		first := Client
-		if r.kind == kindServiceClosed {
-			first = Server
-		}
-		if err = s.fin(w, p, first, totals[first]); err == nil {
-			err = s.fin(w, p, 1-first, totals[1-first])
-		}
+	case kindClientClosed:
+		err = s.close(w, p, Client, totals)
+	case kindServiceClosed:
+		err = s.close(w, p, Server, totals)
+	case kindClientReset:
+		err = s.abort(w, p, Client, totals)
 	default:
-		side := Server
-		if r.kind == kindClientReset {
-			side = Client
-		}
-		const both = stateFinished | stateFinished1
-		if p.state&both == both {
-			break
-		}
-		for i, total := range totals {
-			if p.state&(stateFinished<<i) == 0 {
-				s.skip(w, p, i, total)
-			}
-		}
-		err = s.reset(w, p, side)
+		err = s.abort(w, p, Server, totals)
 	}
 	if err == nil {
 		s.drop(w, p)
@@ -133,6 +134,35 @@ func (s *synthesis) over(w *Flow, p *progress, r *record) error {
 	return err
 }
 
+// close has both sides finish, as far as they have not.
+func (s *synthesis) close(w *Flow, p *progress, first int, totals [2]uint32) error {
+	if err := s.fin(w, p, first, totals[first]); err != nil {
+		return err
+	}
+	return s.fin(w, p, 1-first, totals[1-first])
+}
+
+// abort has a side reset the flow, unless both have finished.
+func (s *synthesis) abort(w *Flow, p *progress, side int, totals [2]uint32) error {
+	const both = stateFinished | stateFinished1
+	if p.state&both == both {
+		return nil
+	}
+	for i, total := range totals {
+		if p.state&(stateFinished<<i) == 0 {
+			s.skip(w, p, i, total)
+		}
+	}
+	return s.reset(w, p, side)
+}
+
+// reset ends a flow at once.
 func (s *synthesis) reset(w *Flow, p *progress, side int) error {
-	return s.segment(w, p, side, frame.RST|frame.ACK, nil)
+	if err := s.nudge(w, p); err != nil {
+		return err
+	}
+	if err := s.segment(w, p, side, frame.RST|frame.ACK, nil); err != nil || s.quiet {
+		return err
+	}
+	return s.segment(w, p, 1-side, frame.RST|frame.ACK, nil)
 }

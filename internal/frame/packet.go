@@ -2,7 +2,6 @@ package frame
 
 import (
 	"encoding/binary"
-	"errors"
 	"math/bits"
 	"net/netip"
 
@@ -18,7 +17,7 @@ const (
 	ACK
 )
 
-// MTU is the size of the largest IP packet that is made.
+// MTU is the size of the largest TCP packet that is made.
 const MTU = 1500
 
 // MaxDatagram is the largest payload of a UDP datagram: what an IPv4 packet
@@ -26,13 +25,12 @@ const MTU = 1500
 const MaxDatagram = 65535 - ipv4Size - udpSize
 
 const (
-	etherSize    = 14
-	tagSize      = 4
-	ipv4Size     = 20
-	ipv6Size     = 40
-	fragmentSize = 8 // the IPv6 extension header
-	tcpSize      = 20
-	udpSize      = 8
+	etherSize = 14
+	tagSize   = 4
+	ipv4Size  = 20
+	ipv6Size  = 40
+	tcpSize   = 20
+	udpSize   = 8
 
 	typeIPv4 = 0x0800
 	typeIPv6 = 0x86dd
@@ -45,17 +43,11 @@ const (
 	window      = 65535
 	windowScale = 14
 
-	protocolFragment = 44
-	dontFragment     = 0x4000
-	moreFragments    = 0x2000
-	moreFragments6   = 1
+	dontFragment = 0x4000
 )
 
 // WindowSize is how far a side may be ahead of what was acknowledged.
 const WindowSize = window << windowScale
-
-// errDatagram is returned for a datagram that no IP packet could hold.
-var errDatagram = errors.New("datagram of more bytes than an IP packet holds")
 
 // Header is what every packet of one direction of a flow begins with, ready made.
 type Header struct {
@@ -171,35 +163,12 @@ func (h *Header) TCP(b []byte, s *Segment) []byte {
 	return b
 }
 
-// UDP makes the frame of a datagram in the memory of b, or the frames of its
-// fragments, and calls emit with each.
-func (h *Header) UDP(b []byte, id uint32, data []byte, emit func(frame []byte) error) error {
-	if len(data) > MaxDatagram {
-		return errDatagram
-	}
-	length := udpSize + len(data)
-	room := MTU - int(h.n-h.ip)
-	if length <= room {
-		b = h.begin(b[:0], length, uint16(id), 0)
-		return emit(append(h.udpHeader(b, data), data...))
-	}
-	if h.v6 {
-		room -= fragmentSize
-	}
-	room &^= 7 // what a fragment holds is counted in eights
-	for at := 0; at < length; at += room {
-		end := min(at+room, length)
-		b = h.beginFragment(b[:0], at, end-at, end < length, id)
-		if at == 0 {
-			b = append(h.udpHeader(b, data), data[:end-udpSize]...)
-		} else {
-			b = append(b, data[at-udpSize:end-udpSize]...)
-		}
-		if err := emit(b); err != nil {
-			return err
-		}
-	}
-	return nil
+// UDP appends the frame of a datagram of at most MaxDatagram bytes. It is never
+// cut into fragments: Suricata does not know the MAC addresses of what it has put
+// together.
+func (h *Header) UDP(b []byte, id uint16, data []byte) []byte {
+	b = h.begin(b, udpSize+len(data), id, 0)
+	return append(h.udpHeader(b, data), data...)
 }
 
 func (h *Header) udpHeader(b, data []byte) []byte {
@@ -228,29 +197,6 @@ func (h *Header) begin(b []byte, size int, id, fragment uint16) []byte {
 	check := ^uint16(fold(uint64(h.headerSum) + uint64(length) + uint64(id) + uint64(fragment)))
 	binary.BigEndian.PutUint16(b[ip+10:], check)
 	return b
-}
-
-// beginFragment appends the headers of a fragment of size bytes that stands at
-// the offset.
-func (h *Header) beginFragment(b []byte, offset, size int, more bool, id uint32) []byte {
-	if !h.v6 {
-		field := uint16(offset / 8)
-		if more {
-			field |= moreFragments
-		}
-		return h.begin(b, size, uint16(id), field)
-	}
-	ip := len(b) + int(h.ip)
-	b = h.begin(b, fragmentSize+size, 0, 0)
-	transport := b[ip+6]
-	b[ip+6] = protocolFragment
-	field := uint16(offset)
-	if more {
-		field |= moreFragments6
-	}
-	b = append(b, transport, 0)
-	b = binary.BigEndian.AppendUint16(b, field)
-	return binary.BigEndian.AppendUint32(b, id)
 }
 
 // sum adds the 16-bit words of b (RFC 1071), four at a time: the carries of a sum
