@@ -2,6 +2,9 @@ package feed
 
 import "decoynet/internal/frame"
 
+// skipStep is how much of what was left out is acknowledged at once.
+const skipStep = frame.WindowSize / 2
+
 // segment writes one TCP segment of a side and moves its sequence number on.
 func (s *synthesis) segment(w *Flow, p *progress, side int, flags uint8, data []byte) error {
 	s.ids++
@@ -83,14 +86,24 @@ func (s *synthesis) data(w *Flow, p *progress, r *record, data []byte) error {
 	return nil
 }
 
-// skip moves over what was left out of what a side sent, up to a total.
-func (s *synthesis) skip(w *Flow, p *progress, side int, total uint32) {
+// skip moves over what was left out of what a side sent, up to a total. The other
+// side acknowledges it in steps that the window allows.
+func (s *synthesis) skip(w *Flow, p *progress, side int, total uint32) error {
 	known := progressState(stateKnown) << side
-	if p.state&known != 0 {
-		p.seq[side] += total - p.offset[side]
+	if p.state&known == 0 {
+		p.state |= known
+		p.offset[side] = total
 	}
-	p.state |= known
+	left := total - p.offset[side]
 	p.offset[side] = total
+	for ; left > skipStep; left -= skipStep {
+		p.seq[side] += skipStep
+		if err := s.segment(w, p, 1-side, frame.ACK, nil); err != nil {
+			return err
+		}
+	}
+	p.seq[side] += left
+	return nil
 }
 
 // fin ends what a side sends.
@@ -100,7 +113,9 @@ func (s *synthesis) fin(w *Flow, p *progress, side int, total uint32) error {
 		return nil
 	}
 	p.state |= finished
-	s.skip(w, p, side, total)
+	if err := s.skip(w, p, side, total); err != nil {
+		return err
+	}
 	if err := s.segment(w, p, side, frame.FIN|frame.ACK, nil); err != nil {
 		return err
 	}
@@ -150,7 +165,9 @@ func (s *synthesis) abort(w *Flow, p *progress, side int, totals [2]uint32) erro
 	}
 	for i, total := range totals {
 		if p.state&(stateFinished<<i) == 0 {
-			s.skip(w, p, i, total)
+			if err := s.skip(w, p, i, total); err != nil {
+				return err
+			}
 		}
 	}
 	return s.reset(w, p, side)

@@ -41,7 +41,7 @@ const (
 	// window is what both sides announce. With the scale it is large enough for a
 	// sensor to follow a flow with a hole of hundreds of megabytes.
 	window      = 65535
-	windowScale = 14
+	windowScale = 10
 
 	dontFragment = 0x4000
 )
