@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
 
 func portableCommands() []*cobra.Command {
 	return []*cobra.Command{
-		checkCommand(), upCommand(), reloadCommand(), statusCommand(), getCommand(),
+		checkCommand(), upCommand(), reloadCommand(), statusCommand(), getCommand(), pcapCommand(),
 		controllerCommand(), joinCommand(), proxyCommand(), doctorCommand(), tokenCommand(), nodeCommand(), applyCommand(), diffCommand(), userCommand(),
 	}
 }
