@@ -2,7 +2,6 @@ package archive
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -146,9 +145,9 @@ func (x *extraction) searchFile(name string, in *bufio.Reader) error {
 	x.files = append(x.files, name)
 	for err == nil {
 		var rec record
-		var macs []byte
+		var macs [addresses]byte
 		rec, macs, err = r.next()
-		if err == nil && (bytes.Equal(macs, x.want[0][:]) || bytes.Equal(macs, x.want[1][:])) {
+		if err == nil && (macs == x.want[0] || macs == x.want[1]) {
 			x.hits = append(x.hits, hit{record: rec, file: len(x.files) - 1})
 		}
 	}

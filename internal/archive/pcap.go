@@ -83,27 +83,27 @@ type record struct {
 	size   int
 }
 
-// next returns the next record and the frame's MAC addresses, which are good until
-// the next call, and steps over the frame. It returns io.EOF at the end of what is
+// next returns the next record and the frame's MAC addresses, and steps over the
+// frame. It returns io.EOF at the end of what is
 // whole: behind it may be the torn end that a killed process left, or what one
 // that lives is about to write.
-func (r *reader) next() (rec record, macs []byte, err error) {
+func (r *reader) next() (rec record, macs [addresses]byte, err error) {
 	head, err := r.r.Peek(recordHeader + addresses)
 	if err != nil {
-		return rec, nil, err
+		return rec, macs, err
 	}
 	nanos, size := binary.LittleEndian.Uint32(head[4:]), binary.LittleEndian.Uint32(head[8:])
 	if nanos >= 1e9 || size < etherHeader || size > maxFrame || binary.LittleEndian.Uint32(head[12:]) != size {
-		return rec, nil, io.EOF // zeros that a power failure left, or worse
+		return rec, macs, io.EOF // zeros that a power failure left, or worse
 	}
 	rec = record{
 		at:     int64(binary.LittleEndian.Uint32(head))*1e9 + int64(nanos),
 		offset: r.offset + recordHeader,
 		size:   int(size),
 	}
-	macs = append(macs, head[recordHeader:]...)
+	copy(macs[:], head[recordHeader:])
 	if _, err := r.r.Discard(recordHeader + rec.size); err != nil {
-		return rec, nil, err
+		return rec, macs, err
 	}
 	r.offset = rec.offset + int64(rec.size)
 	return rec, macs, nil
