@@ -48,7 +48,11 @@ func homeProcess(file string) error {
 	}
 	var ingress *Ingress
 	checker := health.New(health.Config{Interval: 200 * time.Millisecond, Mark: firewall.MarkSelf, Changed: func() { ingress.NoteHealth() }})
-	g := New(Config{Node: "hq", Recorder: say, Suspect: checker.Suspect})
+	fed, err := testFeed("home")
+	if err != nil {
+		return err
+	}
+	g := New(Config{Node: "hq", Recorder: say, Suspect: checker.Suspect, Feed: FeedTo(fed)})
 	ingress = NewIngress(g, IngressConfig{Identity: identity, Up: checker.Up})
 	err = everyTurn(func(ctx context.Context) error {
 		state, err := readState(file)
@@ -79,7 +83,7 @@ func homeProcess(file string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	checker.Close()
-	return errors.Join(err, ingress.Close(ctx), zones.Close(ctx))
+	return errors.Join(err, ingress.Close(ctx), zones.Close(ctx), closeFeed(fed))
 }
 
 // home is an ingress gateway, a service behind it, and agents that this test

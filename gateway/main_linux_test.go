@@ -136,7 +136,11 @@ func egressProcess(file string) error {
 	}
 	var egress *Egress
 	checker := health.New(health.Config{Interval: 200 * time.Millisecond, Mark: firewall.MarkSelf, Changed: func() { egress.NoteHealth() }})
-	g := New(Config{Node: state.Node, Recorder: say, Suspect: checker.Suspect})
+	fed, err := testFeed("egress")
+	if err != nil {
+		return err
+	}
+	g := New(Config{Node: state.Node, Recorder: say, Suspect: checker.Suspect, Feed: FeedTo(fed)})
 	egress = NewEgress(g, EgressConfig{Ports: checker.States})
 	err = everyTurn(func(ctx context.Context) error {
 		state, err := readState(file)
@@ -154,7 +158,7 @@ func egressProcess(file string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	checker.Close()
-	return errors.Join(err, egress.Close(ctx), zones.Close(ctx))
+	return errors.Join(err, egress.Close(ctx), zones.Close(ctx), closeFeed(fed))
 }
 
 // ingressProcess has plain listeners at the decoys' addresses and ports.
@@ -165,7 +169,11 @@ func ingressProcess(file string) error {
 		return err
 	}
 	links := NewLinks(LinksConfig{Node: state.Node})
-	g := New(Config{Node: state.Node, Recorder: say, Links: links})
+	fed, err := testFeed("ingress")
+	if err != nil {
+		return err
+	}
+	g := New(Config{Node: state.Node, Recorder: say, Links: links, Feed: FeedTo(fed)})
 	engine, err := relay.New(g, relay.Config{})
 	if err != nil {
 		return err
@@ -196,7 +204,7 @@ func ingressProcess(file string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	links.Close()
-	return errors.Join(err, engine.Close(ctx))
+	return errors.Join(err, engine.Close(ctx), closeFeed(fed))
 }
 
 func listenAt(engine *relay.Engine, d *deception.Decoy) error {
