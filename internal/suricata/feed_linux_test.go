@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,7 +21,11 @@ type feeder struct {
 	frames chan []byte
 	stop   chan struct{}
 	done   chan struct{}
+	silent atomic.Bool
 }
+
+// pause keeps the FIFO open and writes nothing.
+func (f *feeder) pause(on bool) { f.silent.Store(on) }
 
 // feed starts a feeder that ends with the test.
 func feed(t *testing.T, path string) *feeder {
@@ -70,6 +75,9 @@ func (f *feeder) serve(w *os.File) {
 			return
 		case frame = <-f.frames:
 		case <-time.After(100 * time.Millisecond):
+		}
+		if f.silent.Load() {
+			continue
 		}
 		// A reader that hangs is replaced within seconds; the test must not hang.
 		_ = w.SetWriteDeadline(time.Now().Add(time.Second))
