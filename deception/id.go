@@ -26,6 +26,11 @@ var ids idSource
 // NewSessionID returns the identifier of a session that starts at t.
 func NewSessionID(t time.Time) SessionID { return ids.new(t) }
 
+// Time returns when the session started, to the millisecond.
+func (id SessionID) Time() time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
+}
+
 // new returns the identifier of a session that starts at t.
 func (s *idSource) new(t time.Time) SessionID {
 	s.mu.Lock()

@@ -136,6 +136,10 @@ type Session struct {
 	// time of the session's start; empty for everybody else. It is relayed and
 	// recorded as everybody, but no alert is raised.
 	Scanner string
+
+	// Analysis is what was found in the session so far. Who reads a record sets it;
+	// nil where nothing was found.
+	Analysis *Analysis
 }
 
 // Running tells whether the session has not ended.

@@ -13,7 +13,7 @@ import (
 )
 
 // Batch is what a node delivers at once: sessions as they start and as they
-// end, what egresses saw, events, probes as they grow.
+// end, what egresses saw, events, probes as they grow, findings.
 type Batch struct {
 	// Node is who delivers, where that is known: the sessions that it says run
 	// are lost when it is (Lost), also those of agents whose flows it takes.
@@ -23,6 +23,7 @@ type Batch struct {
 	Seen     []deception.SourceSeen
 	Events   []deception.Event
 	Probes   []deception.Probe
+	Findings []deception.Finding
 }
 
 // ErrRecord says that a record can never be written; delivering it again is of
@@ -186,6 +187,12 @@ func (d *delivery) note(b *Batch) error {
 		probe := b.Probes[i]
 		cleanProbe(&probe)
 		d.addProbe(&probe)
+	}
+	for i := range b.Findings {
+		if b.Findings[i].ID.IsZero() {
+			return fmt.Errorf("finding %d of %d has no identifier: %w", i+1, len(b.Findings), ErrRecord)
+		}
+		d.addFinding(newFinding(&b.Findings[i]))
 	}
 	return nil
 }

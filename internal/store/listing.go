@@ -24,6 +24,8 @@ type listing[T any] struct {
 	parse func(row *rowReader) T // takes all columns but seq, which is the last
 	id    func(*T) deception.SessionID
 	keep  func(*T) bool // what the conditions do not say; nil: all
+	// fill sets what things have from other tables; nil: nothing.
+	fill func(ctx context.Context, things []T) error
 }
 
 const lastSeq = 1<<63 - 1
@@ -135,10 +137,14 @@ func (l *listing[T]) read(ctx context.Context, text string, args []any) (p page[
 		row := rowReader{values: values}
 		v := l.parse(&row)
 		p.rows, p.last, p.seq = p.rows+1, l.id(&v), row.number()
-		if l.keep == nil || l.keep(&v) {
-			p.things = append(p.things, v)
-		}
+		p.things = append(p.things, v)
 		return row.err
 	})
+	if err == nil && l.fill != nil {
+		err = l.fill(ctx, p.things)
+	}
+	if l.keep != nil {
+		p.things = slices.DeleteFunc(p.things, func(v T) bool { return !l.keep(&v) })
+	}
 	return p, err
 }

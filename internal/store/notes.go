@@ -23,6 +23,9 @@ func (w *writer) notes(b *batch) error {
 	if err := w.probes(b.probes); err != nil {
 		return err
 	}
+	if err := w.findings(b.findings); err != nil {
+		return err
+	}
 	for _, d := range b.deliveries {
 		if err := w.seen(d.seen); err != nil {
 			return err
@@ -31,6 +34,9 @@ func (w *writer) notes(b *batch) error {
 			return err
 		}
 		if err := w.probes(d.probes); err != nil {
+			return err
+		}
+		if err := w.findings(d.findings); err != nil {
 			return err
 		}
 	}

@@ -20,7 +20,7 @@ import (
 
 const (
 	// postgresVersion is the newest migration.
-	postgresVersion = 2
+	postgresVersion = 3
 	// postgresTable holds which migrations were applied. It has a name of its
 	// own because others keep their tables in the same database.
 	postgresTable = "store_migration"
@@ -167,10 +167,13 @@ func (b *postgresBackend) read() (*sql.DB, error) {
 
 // columns makes an endpoint the text that SQLite holds for one of IPv6.
 func (b *postgresBackend) columns() string {
-	text := func(name string) string { return "host(" + name + ") || ' ' || " + name + "_port" }
 	return fmt.Sprintf(`id, start, finish, binding, %s, %s, %s, %s, source_bytes, destination_bytes,
 		source_mode, reason, source_head, destination_head, flags, origin`,
-		text("source"), text("source_nat"), text("destination"), text("destination_nat"))
+		b.endpoint("source"), b.endpoint("source_nat"), b.endpoint("destination"), b.endpoint("destination_nat"))
+}
+
+func (b *postgresBackend) endpoint(column string) string {
+	return "host(" + column + ") || ' ' || " + column + "_port"
 }
 
 func (b *postgresBackend) hint(string) string { return "" }

@@ -326,7 +326,7 @@ func (a *array) port(endpoint []byte) {
 
 func (c *postgresConn) size() (used, taken int64, err error) {
 	err = c.query(`SELECT sum(pg_total_relation_size(c))::bigint
-		FROM unnest(ARRAY['session', 'binding', 'change', 'event', 'seen', 'probe']::regclass[]) AS c`, nil, func(values []any) error {
+		FROM unnest(ARRAY['session', 'binding', 'change', 'event', 'seen', 'probe', 'rule', 'finding', 'analysis']::regclass[]) AS c`, nil, func(values []any) error {
 		taken, _ = values[0].(int64)
 		return nil
 	})

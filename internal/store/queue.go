@@ -38,12 +38,15 @@ type load struct {
 	events []deception.Event
 	probes map[deception.SessionID]*deception.Probe // as told last
 	notes  int                                      // memory that seen, events and probes take
+
+	findings     []*finding
+	findingBytes int
 }
 
 func (l *load) count() int {
-	return l.ends.count + l.starts.count + len(l.seen) + len(l.events) + len(l.probes)
+	return l.ends.count + l.starts.count + len(l.seen) + len(l.events) + len(l.probes) + len(l.findings)
 }
-func (l *load) bytes() int  { return l.ends.bytes + l.starts.bytes + l.notes }
+func (l *load) bytes() int  { return l.ends.bytes + l.starts.bytes + l.notes + l.findingBytes }
 func (l *load) empty() bool { return l.count() == 0 }
 
 // addProbe takes a probe, or what is newly told of one that waits. It tells
@@ -86,14 +89,14 @@ type queue struct {
 
 // losses counts what did not fit.
 type losses struct {
-	starts, ends, heads, seen, events, probes uint64
+	starts, ends, heads, seen, events, probes, findings uint64
 }
 
 // batch is what the writer works on.
 type batch struct {
 	load
 	deliveries []*delivery
-	drained    bool // no session was left behind
+	drained    bool // no session or finding was left behind
 }
 
 func (b *batch) empty() bool { return b.load.empty() && len(b.deliveries) == 0 }
@@ -283,7 +286,8 @@ func (q *queue) take(all bool) *batch {
 	if all && w.ends.count == 0 {
 		b.starts = w.starts.cut(batchChunks)
 	}
-	b.drained = w.ends.count+w.starts.count == 0
+	b.findings, b.findingBytes = w.cutFindings(maxFindings)
+	b.drained = w.ends.count+w.starts.count+len(w.findings) == 0
 	b.keys = w.keys[:len(w.keys):len(w.keys)]
 	b.seen, b.events, b.probes, b.notes = w.seen, w.events, w.probes, w.notes
 	w.seen, w.events, w.probes, w.notes = nil, nil, nil, 0
@@ -314,6 +318,7 @@ func (l *losses) add(o *load) {
 	l.seen += uint64(len(o.seen))
 	l.events += uint64(len(o.events))
 	l.probes += uint64(len(o.probes))
+	l.findings += uint64(len(o.findings))
 }
 
 // close refuses what comes from now on; it counts as lost.

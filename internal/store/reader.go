@@ -21,8 +21,10 @@ type Reader struct {
 	db   *sql.DB
 	back backend
 
-	mu       sync.Mutex // guards bindings
+	mu       sync.Mutex // guards the rest
 	bindings map[int64]bindingKey
+	rules    map[int64]deception.Alert
+	lastRule int64 // the greatest number in rules
 }
 
 // OpenReader opens a store for reading: the path of a file, or the postgres://
@@ -38,7 +40,7 @@ func OpenReader(path string) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{db: db, back: back, bindings: make(map[int64]bindingKey)}, nil
+	return &Reader{db: db, back: back, bindings: make(map[int64]bindingKey), rules: make(map[int64]deception.Alert)}, nil
 }
 
 // Close closes the store.

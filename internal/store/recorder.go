@@ -43,13 +43,14 @@ type RecorderStats struct {
 	QueuedBytes   int    // memory they take
 	Written       uint64 // ended sessions written, delivered ones included
 	WrittenStarts uint64 // sessions written while they ran
+	Findings      uint64 // written, each counted once
 	// Lost counts ended sessions that were given up because they could not be
 	// written in time; LostStarts announcements of a start likewise (the end of
 	// such a session is usually recorded, with all that the start held);
 	// LostHeads sessions recorded without their first bytes. LostEvents,
 	// LostSeen and LostProbes count events, reports of egresses, and what was told
-	// of probes (more of which is usually told later).
-	Lost, LostStarts, LostHeads, LostEvents, LostSeen, LostProbes uint64
+	// of probes (more of which is usually told later); LostFindings findings.
+	Lost, LostStarts, LostHeads, LostEvents, LostSeen, LostProbes, LostFindings uint64
 	// FailingSince is when writing began to fail, zero while it works.
 	FailingSince time.Time
 	LastError    error // the newest failure, also after it is over
@@ -181,7 +182,7 @@ func (r *Recorder) Stats() RecorderStats {
 	s := r.stats
 	s.Queued, s.QueuedBytes = count, bytes
 	s.Lost, s.LostStarts, s.LostHeads = lost.ends, lost.starts, lost.heads
-	s.LostEvents, s.LostSeen, s.LostProbes = lost.events, lost.seen, lost.probes
+	s.LostEvents, s.LostSeen, s.LostProbes, s.LostFindings = lost.events, lost.seen, lost.probes, lost.findings
 	return s
 }
 
@@ -393,6 +394,7 @@ func (r *Recorder) counted() {
 	defer r.mu.Unlock()
 	r.stats.Written += uint64(r.w.ended)
 	r.stats.WrittenStarts += uint64(r.w.began)
+	r.stats.Findings += uint64(r.w.found)
 	r.stats.FailingSince = time.Time{}
 	r.stats.LastWriteAt = time.Now()
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"decoynet/deception"
@@ -63,7 +64,7 @@ func (w *writer) tend(now time.Time, alive bool) (more bool, err error) {
 	return more, w.measure()
 }
 
-// deleteSlice deletes the oldest ended sessions, events and probes: those past their
+// deleteSlice deletes the oldest ended sessions, events, probes and findings: those past their
 // age or, where the file is too large, any. It tells whether there may be more.
 func (w *writer) deleteSlice(now time.Time) (more bool, err error) {
 	used, _, err := w.conn.size()
@@ -81,38 +82,93 @@ func (w *writer) deleteSlice(now time.Time) (more bool, err error) {
 }
 
 // deleteBefore deletes a slice of the sessions before an identifier that had
-// ended at a time, and of the events and probes: not those that are younger than
-// the youngest of these sessions.
+// ended at a time, with their findings, and of the events, probes and other
+// findings: not those that are younger than the youngest of these sessions.
 func (w *writer) deleteBefore(id deception.SessionID, ended time.Time) (more bool, err error) {
-	err = w.transact(false, func() error {
-		ids, err := w.identifiers("SELECT id FROM session WHERE id < $1 AND finish < $2 ORDER BY id LIMIT $3",
-			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
-		if err != nil {
-			return err
-		}
-		if len(ids) == deleteSlice {
-			more, id = true, ids[len(ids)-1]
-		}
-		if len(ids) > 0 {
-			if _, err := w.conn.exec("DELETE FROM session WHERE id <= $1 AND finish < $2",
-				w.back.key(ids[len(ids)-1]), ended.UnixNano()); err != nil {
-				return err
-			}
-		}
-		n, err := w.conn.exec(`DELETE FROM event WHERE id IN (
-			SELECT id FROM event WHERE id < $1 AND time < $2 ORDER BY id LIMIT $3)`,
-			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
-		more = more || n == deleteSlice
-		if err != nil {
-			return err
-		}
-		n, err = w.conn.exec(`DELETE FROM probe WHERE id IN (
-			SELECT id FROM probe WHERE id < $1 AND last < $2 ORDER BY id LIMIT $3)`,
-			w.back.key(id), ended.UnixNano(), int64(deleteSlice))
-		more = more || n == deleteSlice
+	d := deletion{w: w, id: id, ended: ended}
+	err = w.transact(false, d.run)
+	return d.more, err
+}
+
+// deletion is the transaction that deletes a slice.
+type deletion struct {
+	w     *writer
+	id    deception.SessionID // what sorts before it may go
+	ended time.Time
+	more  bool // there may be more to delete
+}
+
+func (d *deletion) run() error {
+	ids, err := d.oldest("SELECT id FROM session WHERE id < $1 AND finish < $2 ORDER BY id LIMIT $3")
+	if err != nil {
 		return err
-	})
-	return more, err
+	}
+	// Where there are many findings to a session, they set the pace.
+	if _, err := d.oldest("SELECT id FROM finding WHERE id < $1 AND time < $2 ORDER BY id LIMIT $3"); err != nil {
+		return err
+	}
+	ids = slices.DeleteFunc(ids, func(id deception.SessionID) bool { return bytes.Compare(id[:], d.id[:]) > 0 })
+	if len(ids) > 0 {
+		if err := d.sessions(ids[len(ids)-1]); err != nil {
+			return err
+		}
+	}
+	for _, text := range []string{
+		"DELETE FROM event WHERE id IN (SELECT id FROM event WHERE id <= $1 AND time < $2 ORDER BY id LIMIT $3)",
+		"DELETE FROM probe WHERE id IN (SELECT id FROM probe WHERE id <= $1 AND last < $2 ORDER BY id LIMIT $3)",
+		"DELETE FROM finding WHERE id IN (SELECT id FROM finding WHERE id <= $1 AND time < $2 ORDER BY id LIMIT $3)",
+	} {
+		if _, err := d.slice(text); err != nil {
+			return err
+		}
+	}
+	// What was found in sessions that never came, or came and went. It may come
+	// before its session does.
+	old := idAt(d.ended.Add(-keepSeen))
+	if bytes.Compare(d.id[:], old[:]) < 0 {
+		old = d.id
+	}
+	_, err = d.w.conn.exec(`DELETE FROM analysis WHERE session IN (SELECT a.session FROM analysis AS a WHERE a.session <= $1
+		AND NOT EXISTS (SELECT 1 FROM session AS s WHERE s.id = a.session) ORDER BY a.session LIMIT $2)`,
+		d.w.back.key(old), int64(deleteSlice))
+	return err
+}
+
+// oldest returns the identifiers of a slice. Where there are more, nothing behind
+// the last of them goes this time.
+func (d *deletion) oldest(query string) ([]deception.SessionID, error) {
+	ids, err := d.w.identifiers(query, d.w.back.key(d.id), d.ended.UnixNano(), int64(deleteSlice))
+	if len(ids) == deleteSlice {
+		d.more, d.id = true, ids[len(ids)-1]
+	}
+	return ids, err
+}
+
+// slice deletes what a statement chooses, and tells whether that was all.
+func (d *deletion) slice(text string) (all bool, err error) {
+	n, err := d.w.conn.exec(text, d.w.back.key(d.id), d.ended.UnixNano(), int64(deleteSlice))
+	if n == deleteSlice {
+		d.more = true
+	}
+	return n < deleteSlice, err
+}
+
+// sessions deletes those up to an identifier, once all of their findings are gone.
+func (d *deletion) sessions(last deception.SessionID) error {
+	whole := *d
+	whole.id = last
+	all, err := whole.slice(`DELETE FROM finding WHERE id IN (SELECT f.id FROM session AS s JOIN finding AS f ON f.session = s.id
+		WHERE s.id <= $1 AND s.finish < $2 LIMIT $3)`)
+	d.more = d.more || whole.more
+	if err != nil || !all {
+		return err
+	}
+	key, ended := d.w.back.key(last), d.ended.UnixNano()
+	if _, err := d.w.conn.exec("DELETE FROM analysis WHERE session IN (SELECT id FROM session WHERE id <= $1 AND finish < $2)", key, ended); err != nil {
+		return err
+	}
+	_, err = d.w.conn.exec("DELETE FROM session WHERE id <= $1 AND finish < $2", key, ended)
+	return err
 }
 
 // lastID sorts behind every session.

@@ -158,7 +158,10 @@ func (r *Reader) read(ctx context.Context, f *Filter, text string, args []any) (
 	if err != nil {
 		return nil, last, 0, err
 	}
-	return out, last, n, r.name(ctx, out, bindings)
+	if err := r.name(ctx, out, bindings); err != nil {
+		return nil, last, 0, err
+	}
+	return out, last, n, r.analyse(ctx, out)
 }
 
 // each calls row for every row of a query.
@@ -192,18 +195,26 @@ func (r *Reader) name(ctx context.Context, sessions []deception.Session, binding
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i, id := range bindings {
-		key, ok := r.bindings[id]
-		if !ok {
-			if err := r.loadBindingsLocked(ctx); err != nil {
-				return err
-			}
-			key = r.bindings[id]
+		key, err := r.bindingLocked(ctx, id)
+		if err != nil {
+			return err
 		}
 		s := &sessions[i]
 		s.Node, s.Segment, s.Decoy, s.Service = key.node, key.segment, key.decoy, key.service
 		s.Transport, s.Path, s.Scanner = key.transport, key.path, key.scanner
 	}
 	return nil
+}
+
+func (r *Reader) bindingLocked(ctx context.Context, id int64) (bindingKey, error) {
+	key, ok := r.bindings[id]
+	if !ok {
+		if err := r.loadBindingsLocked(ctx); err != nil {
+			return key, err
+		}
+		key = r.bindings[id]
+	}
+	return key, nil
 }
 
 func (r *Reader) loadBindings(ctx context.Context) error {

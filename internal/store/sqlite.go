@@ -21,7 +21,7 @@ import (
 )
 
 // sqliteVersion is what the newest migration leaves in PRAGMA user_version.
-const sqliteVersion = 3
+const sqliteVersion = 4
 
 // busyTimeout is short because the recorder itself tries again, and has to
 // notice in between that it is to stop.
@@ -157,6 +157,8 @@ func (b *sqliteBackend) columns() string {
 	return `id, start, finish, binding, source, source_nat, destination, destination_nat,
 		source_bytes, destination_bytes, source_mode, reason, source_head, destination_head, flags, origin`
 }
+
+func (b *sqliteBackend) endpoint(column string) string { return column }
 
 // hint is needed because without statistics SQLite takes the primary key
 // rather than a partial index that leads to a handful of rows.

@@ -235,6 +235,26 @@ func (c *sqliteConn) insert(sessions []record) (met []int, err error) {
 	return met, nil
 }
 
+const insertFinding = `INSERT INTO finding (id, session, time, node, kind, application, transport, source, destination,
+		rule, to_service, feed_lost, partial, scanner, document)
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (id) DO NOTHING`
+
+func (c *sqliteConn) insertFindings(all []*finding, rules []int64) (fresh []*finding, err error) {
+	for i, f := range all {
+		n, err := c.exec(insertFinding, f.ID[:], orNull(!f.Session.IsZero(), f.Session[:]), nanos(f.Time), f.Node, f.Kind, f.Application,
+			int64(f.Transport), column(appendEndpoint(nil, f.Source)[1:]), column(appendEndpoint(nil, f.Destination)[1:]),
+			orNull(rules[i] != 0, rules[i]), int64(bit(f.Alert != nil && f.Alert.ToService)), int64(f.FeedLost), int64(bit(f.Partial)),
+			f.Scanner, f.packed)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			fresh = append(fresh, f)
+		}
+	}
+	return fresh, nil
+}
+
 func isWide(r record) bool { return r.flags != 0 || r.origin != 0 }
 
 func (c *sqliteConn) replace(sessions []record) error {

@@ -84,6 +84,8 @@ type dialect interface {
 	hint(index string) string
 	// key is an identifier as an argument of a statement.
 	key(id deception.SessionID) any
+	// endpoint selects what rowReader.endpoint takes, of a column.
+	endpoint(column string) string
 	// within writes the condition that the intruder's address lies in the
 	// network. It may let more pass (Filter.matches looks again), never less.
 	within(a *arguments, network netip.Prefix) string
@@ -109,6 +111,9 @@ type connection interface {
 	// insert writes the sessions whose identifiers are new, and returns the
 	// indices of the others, in order.
 	insert(sessions []record) (met []int, err error)
+	// insertFindings writes the findings whose identifiers are new, with the rows of
+	// their rules (0: none), and returns them.
+	insertFindings(all []*finding, rules []int64) (fresh []*finding, err error)
 	// replace writes the sessions, over what their identifiers hold. All
 	// identifiers are different.
 	replace(sessions []record) error

@@ -37,6 +37,7 @@ type writer struct {
 	nodes    map[string]int64     // rows of the table reporter
 	endedIDs idSet                // fold of the ends since the queue was last empty
 	running  map[uint64]struct{}  // fold of sessions that probably have a row, of their start
+	rules    map[deception.Alert]int64
 
 	// Of the transaction under way:
 	tallies     []tally         // per binding number of the queue
@@ -46,6 +47,7 @@ type writer struct {
 	met         []record        // sessions that have a row already
 	ended       int             // sessions that ended
 	began       int             // sessions that were written while they run
+	found       int             // findings that are new
 
 	updates   map[int]string // totalsUpdate for the numbers of rows in use
 	fileBytes int64
@@ -59,6 +61,7 @@ func openWriter(ctx context.Context, back backend, name string, retain time.Dura
 		nodes:       make(map[string]int64),
 		updates:     make(map[int]string),
 		running:     make(map[uint64]struct{}),
+		rules:       make(map[deception.Alert]int64),
 		corrections: make(map[int64]tally),
 	}
 	if err := w.open(); err != nil {
@@ -106,11 +109,12 @@ func (w *writer) close() error {
 	return err
 }
 
-// forget gives up what is known of the tables binding and reporter.
+// forget gives up what is known of the tables binding, reporter and rule.
 func (w *writer) forget() {
 	clear(w.ids)
 	clear(w.bindings)
 	clear(w.nodes)
+	clear(w.rules)
 }
 
 // transact runs do in a transaction. After a failure nothing of it is in the
@@ -184,7 +188,7 @@ func (w *writer) begin() {
 	w.touched = w.touched[:0]
 	clear(w.corrections)
 	w.changed, w.met = w.changed[:0], w.met[:0]
-	w.ended, w.began = 0, 0
+	w.ended, w.began, w.found = 0, 0, 0
 }
 
 // record is a batch's transaction. Ends come before starts, so that a start
