@@ -73,6 +73,7 @@ var rules = map[string]rule{
 	decoynetv1connect.AdminServiceListSessionsProcedure:    {role: viewer},
 	decoynetv1connect.AdminServiceListEventsProcedure:      {role: viewer},
 	decoynetv1connect.AdminServiceListProbesProcedure:      {role: viewer},
+	decoynetv1connect.AdminServiceListFindingsProcedure:    {role: viewer},
 }
 
 // caller is who makes a call.

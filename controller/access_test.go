@@ -143,6 +143,15 @@ var adminCalls = map[string]func(c decoynetv1connect.AdminServiceClient, t *test
 		}
 		return s.Err()
 	},
+	"ListFindings": func(c decoynetv1connect.AdminServiceClient, t *testing.T) error {
+		s, err := c.ListFindings(within(t), connect.NewRequest(&decoynetv1.ListFindingsRequest{}))
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		s.Receive()
+		return s.Err()
+	},
 	"ListProbes": func(c decoynetv1connect.AdminServiceClient, t *testing.T) error {
 		s, err := c.ListProbes(within(t), connect.NewRequest(&decoynetv1.ListProbesRequest{}))
 		if err != nil {

@@ -53,13 +53,15 @@ type Reader interface {
 	WatchEvents(ctx context.Context, f store.EventFilter) iter.Seq2[deception.Event, error]
 	Probes(ctx context.Context, f store.ProbeFilter) iter.Seq2[deception.Probe, error]
 	WatchProbes(ctx context.Context, f store.ProbeFilter) iter.Seq2[deception.Probe, error]
+	Findings(ctx context.Context, f store.FindingFilter) iter.Seq2[deception.Finding, error]
+	WatchFindings(ctx context.Context, f store.FindingFilter) iter.Seq2[deception.Finding, error]
 }
 
 // Config is what a controller works with. Registry, Store and URLs are required.
 type Config struct {
 	Registry *registry.Registry
 	Store    Store
-	Reader   Reader // nil: sessions, events and probes cannot be listed
+	Reader   Reader // nil: sessions, events, probes and findings cannot be listed
 	// Data is the data directory, where the first API user's token is written for
 	// the commands on this machine; empty where that is not wanted.
 	Data    string

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
+	"decoynet/deception"
 	"decoynet/internal/registry"
 	"decoynet/internal/rpc"
 	"decoynet/internal/rpc/decoynetv1"
@@ -134,40 +136,37 @@ func timeOf(ns int64) time.Time {
 	return time.Unix(0, ns)
 }
 
-// ListSessions streams sessions.
-func (s adminService) ListSessions(ctx context.Context, req *connect.Request[decoynetv1.ListSessionsRequest], stream *connect.ServerStream[decoynetv1.ListSessionsResponse]) error {
-	m := req.Msg
-	f := store.Filter{
-		Since: timeOf(m.GetSince()), Segment: m.GetSegment(), Decoy: m.GetDecoy(), Service: m.GetService(), Limit: int(m.GetLimit()),
-		Scanner: m.GetScanner(), Unknown: m.GetUnknown(),
+// reader returns where records are read.
+func (c *Controller) reader() (Reader, error) {
+	if c.cfg.Reader == nil {
+		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("this controller has no record to read"))
 	}
-	if m.GetSource() != "" {
-		var err error
-		if f.Source, err = parseSource(m.GetSource()); err != nil {
-			return connect.NewError(connect.CodeInvalidArgument, err)
-		}
+	return c.cfg.Reader, nil
+}
+
+// listing streams what a reader yields: what there is, or with watch also what comes.
+type listing[F, T, M any] struct {
+	list, watch func(ctx context.Context, f F) iter.Seq2[T, error]
+	message     func(*T) *M
+}
+
+func (l listing[F, T, M]) stream(ctx context.Context, c *Controller, f F, watch bool, stream *connect.ServerStream[M]) error {
+	list := l.list
+	if watch {
+		list = l.watch
 	}
-	if s.c.cfg.Reader == nil {
-		return errNoReader
-	}
-	list := s.c.cfg.Reader.Sessions
-	if m.GetWatch() {
-		list = s.c.cfg.Reader.Watch
-	}
-	ctx, end := s.c.whileAllowed(ctx)
+	ctx, end := c.whileAllowed(ctx)
 	defer end()
-	for session, err := range list(ctx, f) {
+	for v, err := range list(ctx, f) {
 		if err != nil {
-			return s.c.streamError(ctx, err)
+			return c.streamError(ctx, err)
 		}
-		if err := send(ctx, stream, &decoynetv1.ListSessionsResponse{Session: rpc.EncodeSession(&session)}); err != nil {
+		if err := send(ctx, stream, l.message(&v)); err != nil {
 			return err
 		}
 	}
-	return s.c.streamError(ctx, nil)
+	return c.streamError(ctx, nil)
 }
-
-var errNoReader = connect.NewError(connect.CodeUnimplemented, errors.New("this controller has no record to read"))
 
 // streamError says why a listing ended; nil where it came to its end.
 func (c *Controller) streamError(ctx context.Context, err error) error {
@@ -185,71 +184,118 @@ func (c *Controller) streamError(ctx context.Context, err error) error {
 	return nil
 }
 
+// parseSource reads an address or a network; empty is none.
 func parseSource(s string) (netip.Prefix, error) {
+	if s == "" {
+		return netip.Prefix{}, nil
+	}
 	if a, err := netip.ParseAddr(s); err == nil {
 		a = a.Unmap().WithZone("")
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("bad source %q; an address as 192.0.2.10 or a prefix as 192.0.2.0/24", s)
+		return netip.Prefix{}, connect.NewError(connect.CodeInvalidArgument,
+			fmt.Errorf("bad source %q; an address as 192.0.2.10 or a prefix as 192.0.2.0/24", s))
 	}
 	return p.Masked(), nil
+}
+
+// parseSession reads a session's identifier; empty is none.
+func parseSession(b []byte) (id deception.SessionID, err error) {
+	if len(b) != 0 && len(b) != len(id) {
+		return id, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("bad session identifier of %d bytes; its 16, in base64 where it is JSON", len(b)))
+	}
+	copy(id[:], b)
+	return id, nil
+}
+
+// ListSessions streams sessions.
+func (s adminService) ListSessions(ctx context.Context, req *connect.Request[decoynetv1.ListSessionsRequest], stream *connect.ServerStream[decoynetv1.ListSessionsResponse]) error {
+	m := req.Msg
+	source, err := parseSource(m.GetSource())
+	if err != nil {
+		return err
+	}
+	id, err := parseSession(m.GetId())
+	if err != nil {
+		return err
+	}
+	r, err := s.c.reader()
+	if err != nil {
+		return err
+	}
+	return listing[store.Filter, deception.Session, decoynetv1.ListSessionsResponse]{
+		r.Sessions, r.Watch, func(v *deception.Session) *decoynetv1.ListSessionsResponse {
+			return &decoynetv1.ListSessionsResponse{Session: rpc.EncodeSession(v)}
+		},
+	}.stream(ctx, s.c, store.Filter{
+		ID: id, Since: timeOf(m.GetSince()), Source: source, Segment: m.GetSegment(), Decoy: m.GetDecoy(), Service: m.GetService(),
+		Limit: int(m.GetLimit()), Scanner: m.GetScanner(), Unknown: m.GetUnknown(),
+	}, m.GetWatch(), stream)
 }
 
 // ListEvents streams events.
 func (s adminService) ListEvents(ctx context.Context, req *connect.Request[decoynetv1.ListEventsRequest], stream *connect.ServerStream[decoynetv1.ListEventsResponse]) error {
 	m := req.Msg
-	if s.c.cfg.Reader == nil {
-		return errNoReader
+	r, err := s.c.reader()
+	if err != nil {
+		return err
 	}
-	list := s.c.cfg.Reader.Events
-	if m.GetWatch() {
-		list = s.c.cfg.Reader.WatchEvents
-	}
-	ctx, end := s.c.whileAllowed(ctx)
-	defer end()
-	f := store.EventFilter{Since: timeOf(m.GetSince()), Node: m.GetNode(), Limit: int(m.GetLimit())}
-	for event, err := range list(ctx, f) {
-		if err != nil {
-			return s.c.streamError(ctx, err)
-		}
-		if err := send(ctx, stream, &decoynetv1.ListEventsResponse{Event: rpc.EncodeEvent(&event)}); err != nil {
-			return err
-		}
-	}
-	return s.c.streamError(ctx, nil)
+	return listing[store.EventFilter, deception.Event, decoynetv1.ListEventsResponse]{
+		r.Events, r.WatchEvents, func(v *deception.Event) *decoynetv1.ListEventsResponse {
+			return &decoynetv1.ListEventsResponse{Event: rpc.EncodeEvent(v)}
+		},
+	}.stream(ctx, s.c, store.EventFilter{Since: timeOf(m.GetSince()), Node: m.GetNode(), Limit: int(m.GetLimit())}, m.GetWatch(), stream)
 }
 
 // ListProbes streams probes.
 func (s adminService) ListProbes(ctx context.Context, req *connect.Request[decoynetv1.ListProbesRequest], stream *connect.ServerStream[decoynetv1.ListProbesResponse]) error {
 	m := req.Msg
-	f := store.ProbeFilter{
-		Since: timeOf(m.GetSince()), Segment: m.GetSegment(), Node: m.GetNode(), Limit: int(m.GetLimit()),
+	source, err := parseSource(m.GetSource())
+	if err != nil {
+		return err
+	}
+	r, err := s.c.reader()
+	if err != nil {
+		return err
+	}
+	return listing[store.ProbeFilter, deception.Probe, decoynetv1.ListProbesResponse]{
+		r.Probes, r.WatchProbes, func(v *deception.Probe) *decoynetv1.ListProbesResponse {
+			return &decoynetv1.ListProbesResponse{Probe: rpc.EncodeProbe(v)}
+		},
+	}.stream(ctx, s.c, store.ProbeFilter{
+		Since: timeOf(m.GetSince()), Source: source, Segment: m.GetSegment(), Node: m.GetNode(), Limit: int(m.GetLimit()),
 		Scanner: m.GetScanner(), Unknown: m.GetUnknown(),
+	}, m.GetWatch(), stream)
+}
+
+// ListFindings streams alerts and other findings. Documents are most of what these
+// take, so they are left out where nobody asks for them.
+func (s adminService) ListFindings(ctx context.Context, req *connect.Request[decoynetv1.ListFindingsRequest], stream *connect.ServerStream[decoynetv1.ListFindingsResponse]) error {
+	m := req.Msg
+	source, err := parseSource(m.GetSource())
+	if err != nil {
+		return err
 	}
-	if m.GetSource() != "" {
-		var err error
-		if f.Source, err = parseSource(m.GetSource()); err != nil {
-			return connect.NewError(connect.CodeInvalidArgument, err)
-		}
+	id, err := parseSession(m.GetSession())
+	if err != nil {
+		return err
 	}
-	if s.c.cfg.Reader == nil {
-		return errNoReader
+	r, err := s.c.reader()
+	if err != nil {
+		return err
 	}
-	list := s.c.cfg.Reader.Probes
-	if m.GetWatch() {
-		list = s.c.cfg.Reader.WatchProbes
-	}
-	ctx, end := s.c.whileAllowed(ctx)
-	defer end()
-	for probe, err := range list(ctx, f) {
-		if err != nil {
-			return s.c.streamError(ctx, err)
-		}
-		if err := send(ctx, stream, &decoynetv1.ListProbesResponse{Probe: rpc.EncodeProbe(&probe)}); err != nil {
-			return err
-		}
-	}
-	return s.c.streamError(ctx, nil)
+	return listing[store.FindingFilter, deception.Finding, decoynetv1.ListFindingsResponse]{
+		r.Findings, r.WatchFindings, func(v *deception.Finding) *decoynetv1.ListFindingsResponse {
+			if !m.GetDocuments() {
+				v.Document = nil
+			}
+			return &decoynetv1.ListFindingsResponse{Finding: rpc.EncodeFinding(v)}
+		},
+	}.stream(ctx, s.c, store.FindingFilter{
+		Since: timeOf(m.GetSince()), Session: id, Source: source, Segment: m.GetSegment(), Decoy: m.GetDecoy(), Service: m.GetService(),
+		Node: m.GetNode(), Kind: m.GetKind(), Alerts: m.GetAlerts(), SID: m.GetSid(), Severity: uint8(min(m.GetSeverity(), 255)),
+		Scanner: m.GetScanner(), Unknown: m.GetUnknown(), Limit: int(m.GetLimit()),
+	}, m.GetWatch(), stream)
 }

@@ -174,12 +174,15 @@ func halves(b store.Batch) (first, second store.Batch) {
 	n = min(room, len(b.Events))
 	first.Events, second.Events = b.Events[:n], b.Events[n:]
 	room -= n
-	first.Probes, second.Probes = b.Probes[:room], b.Probes[room:]
+	n = min(room, len(b.Probes))
+	first.Probes, second.Probes = b.Probes[:n], b.Probes[n:]
+	room -= n
+	first.Findings, second.Findings = b.Findings[:room], b.Findings[room:]
 	return first, second
 }
 
 func recordsOf(b *store.Batch) int {
-	return len(b.Sessions) + len(b.Seen) + len(b.Events) + len(b.Probes)
+	return len(b.Sessions) + len(b.Seen) + len(b.Events) + len(b.Probes) + len(b.Findings)
 }
 
 // readRecords decodes a node's records. They are about the node itself, unless it
@@ -208,6 +211,9 @@ func readRecords(records [][]byte, node string, relays bool) (b store.Batch, bad
 		case r.Probe != nil:
 			r.Probe.Node = node // what it saw itself, whatever it relays
 			b.Probes = append(b.Probes, *r.Probe)
+		case r.Finding != nil:
+			r.Finding.Node = node // where it was found, whoever's the session is
+			b.Findings = append(b.Findings, *r.Finding)
 		}
 	}
 	return b, bad, example

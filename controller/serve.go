@@ -137,7 +137,7 @@ func isStream(path string) bool {
 	switch path {
 	case decoynetv1connect.NodeServiceWatchProcedure,
 		decoynetv1connect.AdminServiceListSessionsProcedure, decoynetv1connect.AdminServiceListEventsProcedure,
-		decoynetv1connect.AdminServiceListProbesProcedure:
+		decoynetv1connect.AdminServiceListProbesProcedure, decoynetv1connect.AdminServiceListFindingsProcedure:
 		return true
 	}
 	return false

@@ -59,6 +59,25 @@ func probeRecord(t testing.TB, p *deception.Probe) []byte {
 	return encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_Probe{Probe: rpc.EncodeProbe(p)}})
 }
 
+// finding makes the n-th finding; every third is an alert.
+func finding(n int, node string) *deception.Finding {
+	f := &deception.Finding{
+		Time: time.Unix(1_700_000_000, 0).Add(time.Duration(n) * time.Second), Node: node, Kind: "http",
+		Source: addrPort("198.51.100.1:40000"), Destination: addrPort("192.0.2.4:80"), Transport: deception.TCP, Application: "http",
+		Document: []byte(`{"http":{"http_user_agent":"curl/8"}}`), FeedLost: uint64(n),
+	}
+	f.ID = deception.SessionID{6: 0x70, 8: 0x80, 15: byte(n + 1)}
+	if n%3 == 0 {
+		f.Kind = deception.KindAlert
+		f.Alert = &deception.Alert{GID: 1, SID: uint32(100 + n), Severity: uint8(1 + n/3), Signature: "rule", Category: "class"}
+	}
+	return f
+}
+
+func findingRecord(t testing.TB, f *deception.Finding) []byte {
+	return encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_Finding{Finding: rpc.EncodeFinding(f)}})
+}
+
 // Agents speak for themselves, ingress gateways for their agents too.
 func TestWhoseRecordsTheyAre(t *testing.T) {
 	s := newSite(t, options{})
@@ -73,7 +92,7 @@ func TestWhoseRecordsTheyAre(t *testing.T) {
 			encoded(t, &decoynetv1.Record{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: rpc.EncodeSourceSeen(&deception.SourceSeen{
 				Session: claimed.ID, SourceNAT: addrPort("198.51.100.1:9"), SourceMode: deception.SourcePortMoved,
 			})}}),
-			probeRecord(t, probe(1, 1, "crm-2")),
+			probeRecord(t, probe(1, 1, "crm-2")), findingRecord(t, finding(1, "crm-2")),
 		}}))
 		if err != nil {
 			t.Fatal(err)
@@ -88,6 +107,9 @@ func TestWhoseRecordsTheyAre(t *testing.T) {
 		// What an ingress gateway relays is sensed by the agents themselves.
 		if len(b.Probes) != 1 || b.Probes[0].Node != node {
 			t.Errorf("probes of %s: %+v", node, b.Probes)
+		}
+		if len(b.Findings) != 1 || b.Findings[0].Node != node {
+			t.Errorf("findings of %s: %+v", node, b.Findings)
 		}
 	}
 }
@@ -164,11 +186,12 @@ func TestHalves(t *testing.T) {
 		whole.Seen = append(whole.Seen, deception.SourceSeen{SourceNAT: addrPort(fmt.Sprintf("192.0.2.1:%d", i+1))})
 		whole.Events = append(whole.Events, deception.Event{Message: fmt.Sprint(i)})
 		whole.Probes = append(whole.Probes, *probe(i, 1, ""))
+		whole.Findings = append(whole.Findings, *finding(i, ""))
 	}
 	var singles int
 	var cut func(b store.Batch)
 	cut = func(b store.Batch) {
-		n := len(b.Sessions) + len(b.Seen) + len(b.Events) + len(b.Probes)
+		n := len(b.Sessions) + len(b.Seen) + len(b.Events) + len(b.Probes) + len(b.Findings)
 		if n == 1 {
 			singles++
 			return
@@ -181,13 +204,13 @@ func TestHalves(t *testing.T) {
 		cut(second)
 	}
 	cut(whole)
-	if singles != 12 {
-		t.Errorf("%d records of 12", singles)
+	if singles != 15 {
+		t.Errorf("%d records of 15", singles)
 	}
 }
 
-// With the real store behind it: sessions and events come back through the API.
-func TestListing(t *testing.T) {
+// storedSite is a site with a real store behind it.
+func storedSite(t *testing.T) (*site, *store.Recorder) {
 	path := filepath.Join(t.TempDir(), store.FileName)
 	recorder, err := store.OpenRecorder(store.RecorderConfig{Path: path, Flush: time.Millisecond})
 	if err != nil {
@@ -203,7 +226,86 @@ func TestListing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { reader.Close() })
-	s := newSite(t, options{store: recorder, reader: reader})
+	return newSite(t, options{store: recorder, reader: reader}), recorder
+}
+
+// Findings come back through the API, and what they say of their sessions.
+func TestFindingsListing(t *testing.T) {
+	s, recorder := storedSite(t)
+	_, node := s.join(t, "crm-1")
+	var records [][]byte
+	var id deception.SessionID
+	for i := range 10 {
+		v, f := session(i, "", fmt.Sprint("decoy", i%2)), finding(i, "")
+		f.Session = v.ID
+		if i == 7 {
+			id = v.ID
+		}
+		records = append(records, findingRecord(t, f), sessionRecord(t, v))
+	}
+	known := finding(12, "")
+	known.Scanner = "audit"
+	records = append(records, findingRecord(t, known))
+	for range 2 {
+		if _, err := node.Upload(within(t), connect.NewRequest(&decoynetv1.UploadRequest{Records: records})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, _ := s.user(t, "viewer")
+	findings := func(m *decoynetv1.ListFindingsRequest) (out []uint64, err error) {
+		stream, err := c.ListFindings(within(t), connect.NewRequest(m))
+		if err != nil {
+			return nil, err
+		}
+		defer stream.Close()
+		for (!m.GetWatch() || len(out) < 12) && stream.Receive() {
+			f := stream.Msg().GetFinding()
+			if whole := len(f.GetDocument()) > 0; whole != m.GetDocuments() {
+				t.Errorf("%v: document %q", m, f.GetDocument())
+			}
+			if out = append(out, f.GetFeedLost()); len(out) == 11 && m.GetWatch() {
+				recorder.Finding(finding(20, "crm-1"))
+			}
+		}
+		return out, stream.Err()
+	}
+	for want, m := range map[string]*decoynetv1.ListFindingsRequest{
+		"[0 1 2 3 4 5 6 7 8 9 12]": {Node: "crm-1", Documents: true},
+		"[9 12]":                   {Limit: 2},
+		"[0 3 6 9]":                {Alerts: true, Unknown: true},
+		"[3]":                      {Sid: 103},
+		"[0 3]":                    {Severity: 2},
+		"[12]":                     {Scanner: "audit"},
+		"[1 5 7]":                  {Kind: "http", Decoy: "decoy1"},
+		"[7]":                      {Session: id[:]},
+		"[]":                       {Source: "198.51.100.2"},
+	} {
+		got, err := findings(m)
+		if err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%v: %v, %v; want %s", m, got, err, want)
+		}
+	}
+	if got, err := findings(&decoynetv1.ListFindingsRequest{Watch: true}); fmt.Sprint(got) != "[0 1 2 3 4 5 6 7 8 9 12 20]" {
+		t.Errorf("watched %v, %v", got, err)
+	}
+	for _, m := range []*decoynetv1.ListFindingsRequest{{Source: "nonsense"}, {Session: []byte("abc")}} {
+		if _, err := findings(m); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			t.Errorf("%v: %v", m, err)
+		}
+	}
+	one, err := c.ListSessions(within(t), connect.NewRequest(&decoynetv1.ListSessionsRequest{Id: id[:]}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	if !one.Receive() || one.Msg().GetSession().GetAnalysis().GetUserAgent() != "curl/8" || one.Receive() {
+		t.Errorf("session %s: %v, %v", id, one.Msg(), one.Err())
+	}
+}
+
+// With the real store behind it: sessions and events come back through the API.
+func TestListing(t *testing.T) {
+	s, recorder := storedSite(t)
 	_, node := s.join(t, "crm-1")
 	var records [][]byte
 	for i := range 10 {

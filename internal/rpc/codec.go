@@ -41,6 +41,7 @@ func encodeSession(m *decoynetv1.Session, s *deception.Session, room []byte) []b
 	m.SourceBytes, m.DestinationBytes = s.SourceBytes, s.DestinationBytes
 	m.SourceHead, m.DestinationHead = s.SourceHead, s.DestinationHead
 	m.Reason, m.Scanner = uint32(s.Reason), validText(s.Scanner)
+	m.Analysis = encodeAnalysis(s.Analysis)
 	return room
 }
 
@@ -69,6 +70,7 @@ func DecodeSession(m *decoynetv1.Session) (deception.Session, error) {
 		DestinationHead:  d.head("destination_head", m.GetDestinationHead()),
 		Reason:           d.reason(m.GetReason()),
 		Scanner:          m.GetScanner(),
+		Analysis:         d.analysis(m.GetAnalysis()),
 	}
 	return s, d.err
 }
@@ -144,6 +146,7 @@ type Record struct {
 	SourceSeen *deception.SourceSeen
 	Event      *deception.Event
 	Probe      *deception.Probe
+	Finding    *deception.Finding
 }
 
 // DecodeRecord reads one record of an UploadRequest. It shares the heads' bytes with
@@ -166,8 +169,11 @@ func DecodeRecord(b []byte) (Record, error) {
 	case *decoynetv1.Record_Probe:
 		p, err := DecodeProbe(k.Probe)
 		return Record{Probe: &p}, err
+	case *decoynetv1.Record_Finding:
+		f, err := DecodeFinding(k.Finding)
+		return Record{Finding: &f}, err
 	}
-	return Record{}, errors.New("read record: it is neither session, source_seen, event nor probe; the node may be newer than the controller")
+	return Record{}, errors.New("read record: it is neither session, source_seen, event, probe nor finding; the node may be newer than the controller")
 }
 
 // encodeTime writes ns since 1970, 0 for the zero time.

@@ -69,7 +69,40 @@ var (
 		if rapid.Bool().Draw(t, "ended") {
 			s.End = anyTime.Draw(t, "end")
 		}
+		if rapid.Bool().Draw(t, "analysed") {
+			s.Analysis = &deception.Analysis{
+				Findings: rapid.Uint64().Draw(t, "findings"), Alerts: rapid.Uint64().Draw(t, "alerts"), Severity: rapid.Byte().Draw(t, "severity"),
+				Application: rapid.String().Draw(t, "application"), Partial: rapid.Bool().Draw(t, "partial"),
+			}
+			for _, text := range s.Analysis.Texts() {
+				*text = rapid.String().Draw(t, "text")
+			}
+		}
 		return s
+	})
+	anyFinding = rapid.Custom(func(t *rapid.T) *deception.Finding {
+		f := &deception.Finding{
+			ID: anyID.Draw(t, "id"), Time: anyTime.Draw(t, "time"), Node: rapid.String().Draw(t, "node"),
+			Kind: rapid.StringN(1, 20, -1).Draw(t, "kind"), Source: maybeAddr.Draw(t, "source"), Destination: maybeAddr.Draw(t, "destination"),
+			Transport: deception.Transport(rapid.Byte().Draw(t, "transport")), Application: rapid.String().Draw(t, "application"),
+			Document: rapid.SliceOf(rapid.Byte()).Draw(t, "document"), FeedLost: rapid.Uint64().Draw(t, "lost"),
+			Partial: rapid.Bool().Draw(t, "partial"), Scanner: rapid.String().Draw(t, "scanner"),
+		}
+		if rapid.Bool().Draw(t, "of a session") {
+			f.Session = anyID.Draw(t, "session")
+			f.Of = deception.Place{
+				Node: rapid.String().Draw(t, "node"), Segment: rapid.String().Draw(t, "segment"),
+				Decoy: rapid.String().Draw(t, "decoy"), Service: rapid.String().Draw(t, "service"),
+			}
+		}
+		if rapid.Bool().Draw(t, "alert") {
+			f.Alert = &deception.Alert{
+				GID: rapid.Uint32().Draw(t, "gid"), SID: rapid.Uint32().Draw(t, "sid"), Revision: rapid.Uint32().Draw(t, "revision"),
+				Signature: rapid.String().Draw(t, "signature"), Category: rapid.String().Draw(t, "category"),
+				Severity: rapid.Byte().Draw(t, "severity"), ToService: rapid.Bool().Draw(t, "to service"),
+			}
+		}
+		return f
 	})
 	anySeen = rapid.Custom(func(t *rapid.T) *deception.SourceSeen {
 		return &deception.SourceSeen{
@@ -122,7 +155,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 	r := NewRecorder(s)
 	rapid.Check(t, func(t *rapid.T) {
 		var want Record
-		switch rapid.IntRange(0, 3).Draw(t, "kind") {
+		switch rapid.IntRange(0, 4).Draw(t, "kind") {
 		case 0:
 			want.Session = anySession.Draw(t, "session")
 			if want.Session.End.IsZero() {
@@ -139,6 +172,9 @@ func TestRecordsRoundTrip(t *testing.T) {
 		case 3:
 			want.Probe = anyProbe.Draw(t, "probe")
 			r.Probe(want.Probe)
+		case 4:
+			want.Finding = anyFinding.Draw(t, "finding")
+			r.Finding(want.Finding)
 		}
 		b, err := s.Next(t.Context(), 1, 1)
 		if err != nil {
@@ -225,6 +261,21 @@ func TestBadRecords(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
+	for want, change := range map[string]func(m *decoynetv1.Finding){
+		"finding.id has 3 bytes, not 16":                func(m *decoynetv1.Finding) { m.Id = []byte("abc") },
+		"finding.session has 1 bytes, not 16":           func(m *decoynetv1.Finding) { m.Session = []byte("a") },
+		"finding.time is missing":                       func(m *decoynetv1.Finding) { m.Time = 0 },
+		"finding.kind is empty":                         func(m *decoynetv1.Finding) { m.Kind = "" },
+		"finding.transport is 256; at most 255":         func(m *decoynetv1.Finding) { m.Transport = 256 },
+		"finding.alert.severity is 1000; at most 255":   func(m *decoynetv1.Finding) { m.Alert.Severity = 1000 },
+		"finding.document has 65537 bytes; at most 655": func(m *decoynetv1.Finding) { m.Document = make([]byte, deception.FindingBytes+1) },
+	} {
+		m := EncodeFinding(finding(1))
+		change(m)
+		if _, err := DecodeFinding(m); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
 	newer := EncodeProbe(probe(1))
 	newer.Kind = "slow_scan"
 	if p, err := DecodeProbe(newer); err != nil || p.Kind != deception.ScanContact {
@@ -246,6 +297,7 @@ func FuzzRecord(f *testing.F) {
 		{Kind: &decoynetv1.Record_Session{Session: EncodeSession(session(1))}},
 		{Kind: &decoynetv1.Record_Event{Event: EncodeEvent(event(1))}},
 		{Kind: &decoynetv1.Record_Probe{Probe: EncodeProbe(probe(1))}},
+		{Kind: &decoynetv1.Record_Finding{Finding: EncodeFinding(finding(1))}},
 		{Kind: &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(&deception.SourceSeen{
 			Session: id(1), SourceNAT: netip.MustParseAddrPort("[2001:db8::1]:7"), SourceMode: deception.SourcePortMoved,
 		})}},
@@ -270,6 +322,8 @@ func FuzzRecord(f *testing.F) {
 			again.Kind = &decoynetv1.Record_SourceSeen{SourceSeen: EncodeSourceSeen(r.SourceSeen)}
 		case r.Probe != nil:
 			again.Kind = &decoynetv1.Record_Probe{Probe: EncodeProbe(r.Probe)}
+		case r.Finding != nil:
+			again.Kind = &decoynetv1.Record_Finding{Finding: EncodeFinding(r.Finding)}
 		default:
 			again.Kind = &decoynetv1.Record_Event{Event: EncodeEvent(r.Event)}
 		}

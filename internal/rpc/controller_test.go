@@ -84,6 +84,8 @@ func (s *store) commit(records [][]byte) ([]deception.SessionID, error) {
 			ids = append(ids, r.Event.ID)
 		case r.Probe != nil:
 			ids = append(ids, r.Probe.ID)
+		case r.Finding != nil:
+			ids = append(ids, r.Finding.ID)
 		}
 	}
 	s.mu.Lock()

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Recorder records sessions, probes and events on a node without a store of its own: they
+// Recorder records sessions, probes, findings and events on a node without a store of its own: they
 // go into the spool, from where a Client delivers them. Its methods copy what they
 // need, never wait and may be called from any thread.
 type Recorder struct {
@@ -80,6 +80,19 @@ func (r *Recorder) Probe(p *deception.Probe) {
 	}
 	r.put(&decoynetv1.Record{Kind: &decoynetv1.Record_Probe{Probe: EncodeProbe(p)}}, nil)
 }
+
+// Finding records what Suricata says of a session. One without an identifier is none.
+// Who can wait asks Room first.
+func (r *Recorder) Finding(f *deception.Finding) {
+	if f.ID.IsZero() {
+		return
+	}
+	r.put(&decoynetv1.Record{Kind: &decoynetv1.Record_Finding{Finding: EncodeFinding(f)}}, nil)
+}
+
+// Room tells whether there is room for findings, with some to spare: they must not
+// push sessions out of the spool.
+func (r *Recorder) Room() bool { return r.spool.Room() }
 
 // put hands the record over; buf, where there is one, is room to write it in.
 func (r *Recorder) put(m *decoynetv1.Record, buf *[]byte) {

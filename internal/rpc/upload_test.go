@@ -43,6 +43,17 @@ func probe(n int) *deception.Probe {
 	}
 }
 
+// finding makes the n-th finding, an alert.
+func finding(n int) *deception.Finding {
+	return &deception.Finding{
+		ID: id(n), Session: id(n + 1000), Time: base, Node: "crm-1", Kind: deception.KindAlert, Transport: deception.TCP, Application: "smb",
+		Source: netip.MustParseAddrPort("192.0.2.1:50000"), Destination: netip.MustParseAddrPort("198.51.100.7:445"),
+		Document: []byte(`{"event_type":"alert"}`), FeedLost: 3, Partial: true, Scanner: "audit",
+		Alert: &deception.Alert{GID: 1, SID: 2025649, Revision: 3, Signature: "ET EXPLOIT", Category: "A Network Trojan was detected", Severity: 1, ToService: true},
+		Of:    deception.Place{Node: "crm-1", Segment: "host", Decoy: "crm", Service: "win"},
+	}
+}
+
 // session makes the n-th session, ended.
 func session(n int) *deception.Session {
 	return &deception.Session{

@@ -81,7 +81,8 @@ type Stats struct {
 // Spool is an open spool. Put and Stats may be called from any thread; Next and
 // Ack are for one consumer.
 type Spool struct {
-	lock *dirLock
+	lock     *dirLock
+	maxBytes int64 // see Config
 
 	stop     chan struct{} // closed: write what is there and end
 	giveUp   chan struct{} // closed: end
@@ -127,13 +128,14 @@ func Open(cfg Config) (*Spool, error) {
 		return nil, errors.Join(fmt.Errorf("open spool %s: %w", cfg.Dir, err), lock.release())
 	}
 	s := &Spool{
-		lock:   lock,
-		disk:   d,
-		stop:   make(chan struct{}),
-		giveUp: make(chan struct{}),
-		ended:  make(chan struct{}),
-		ready:  make(chan struct{}, 1),
-		wake:   make(chan struct{}, 1),
+		lock:     lock,
+		maxBytes: cfg.MaxBytes,
+		disk:     d,
+		stop:     make(chan struct{}),
+		giveUp:   make(chan struct{}),
+		ended:    make(chan struct{}),
+		ready:    make(chan struct{}, 1),
+		wake:     make(chan struct{}, 1),
 	}
 	s.queue = newQueue(cfg.QueueBytes, min(chunkSize, int(d.maxSegment/4)), d.next)
 	s.publish()
@@ -159,6 +161,15 @@ func (s *Spool) Put(record []byte) {
 		s.wanted = false
 		signal(s.ready)
 	}
+}
+
+// Room tells whether half of the room is left, in memory and on disk. Who can wait
+// asks before Put, so that its records make none of others' be given up.
+func (s *Spool) Room() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, queued := s.queue.waiting()
+	return !s.closed && queued <= s.queue.limit/2 && s.stats.FileBytes <= s.maxBytes/2
 }
 
 func signal(ch chan struct{}) {

@@ -330,3 +330,29 @@ func BenchmarkThrough(b *testing.B) {
 		b.Errorf("%+v", st)
 	}
 }
+
+// Who asks for room first never makes other records be given up, whatever the
+// consumer does, and has room again once it has caught up.
+func TestRoom(t *testing.T) {
+	s := open(t, Config{Dir: t.TempDir(), MaxBytes: 1 << 20, QueueBytes: 64 << 10})
+	n := 0
+	for polled := 0; polled < 200; {
+		if !s.Room() {
+			polled++ // the writer may be about to make some
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		s.Put(record(n, 1000))
+		n++
+	}
+	settled(t, s)
+	if st := s.Stats(); st.Dropped != 0 || st.FileBytes < 1<<18 || st.FileBytes > 1<<20 {
+		t.Errorf("after %d records: %+v", n, st)
+	}
+	if got := take(t, s, 100); len(got) != n {
+		t.Errorf("%d records of %d", len(got), n)
+	}
+	if !s.Room() {
+		t.Errorf("no room in an empty spool: %+v", s.Stats())
+	}
+}

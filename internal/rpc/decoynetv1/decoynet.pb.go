@@ -962,6 +962,7 @@ type Record struct {
 	//	*Record_SourceSeen
 	//	*Record_Event
 	//	*Record_Probe
+	//	*Record_Finding
 	Kind          isRecord_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1040,6 +1041,15 @@ func (x *Record) GetProbe() *Probe {
 	return nil
 }
 
+func (x *Record) GetFinding() *Finding {
+	if x != nil {
+		if x, ok := x.Kind.(*Record_Finding); ok {
+			return x.Finding
+		}
+	}
+	return nil
+}
+
 type isRecord_Kind interface {
 	isRecord_Kind()
 }
@@ -1060,6 +1070,10 @@ type Record_Probe struct {
 	Probe *Probe `protobuf:"bytes,4,opt,name=probe,proto3,oneof"`
 }
 
+type Record_Finding struct {
+	Finding *Finding `protobuf:"bytes,5,opt,name=finding,proto3,oneof"`
+}
+
 func (*Record_Session) isRecord_Kind() {}
 
 func (*Record_SourceSeen) isRecord_Kind() {}
@@ -1067,6 +1081,8 @@ func (*Record_SourceSeen) isRecord_Kind() {}
 func (*Record_Event) isRecord_Kind() {}
 
 func (*Record_Probe) isRecord_Kind() {}
+
+func (*Record_Finding) isRecord_Kind() {}
 
 // Session is one flow from first packet to close. Times are ns since 1970,
 // endpoints are netip.AddrPort in its binary form.
@@ -1091,7 +1107,8 @@ type Session struct {
 	SourceHead       []byte                 `protobuf:"bytes,17,opt,name=source_head,json=sourceHead,proto3" json:"source_head,omitempty"`
 	DestinationHead  []byte                 `protobuf:"bytes,18,opt,name=destination_head,json=destinationHead,proto3" json:"destination_head,omitempty"`
 	Reason           uint32                 `protobuf:"varint,19,opt,name=reason,proto3" json:"reason,omitempty"`
-	Scanner          string                 `protobuf:"bytes,20,opt,name=scanner,proto3" json:"scanner,omitempty"` // the known scanner that the intruder is
+	Scanner          string                 `protobuf:"bytes,20,opt,name=scanner,proto3" json:"scanner,omitempty"`   // the known scanner that the intruder is
+	Analysis         *Analysis              `protobuf:"bytes,21,opt,name=analysis,proto3" json:"analysis,omitempty"` // in listings only; unset where nothing was found
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1266,6 +1283,146 @@ func (x *Session) GetScanner() string {
 	return ""
 }
 
+func (x *Session) GetAnalysis() *Analysis {
+	if x != nil {
+		return x.Analysis
+	}
+	return nil
+}
+
+// Analysis is what the findings of a session say, taken together.
+type Analysis struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Findings      uint64                 `protobuf:"varint,1,opt,name=findings,proto3" json:"findings,omitempty"`
+	Alerts        uint64                 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`          // of them; none of a known scanner's are
+	Severity      uint32                 `protobuf:"varint,3,opt,name=severity,proto3" json:"severity,omitempty"`      // of the worst alert, 1 to 4; 0 where there is none
+	Application   string                 `protobuf:"bytes,4,opt,name=application,proto3" json:"application,omitempty"` // app_proto of Suricata
+	UserAgent     string                 `protobuf:"bytes,5,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
+	Ja3           string                 `protobuf:"bytes,6,opt,name=ja3,proto3" json:"ja3,omitempty"`
+	Ja4           string                 `protobuf:"bytes,7,opt,name=ja4,proto3" json:"ja4,omitempty"`
+	Ssh           string                 `protobuf:"bytes,8,opt,name=ssh,proto3" json:"ssh,omitempty"` // software of the client
+	Hassh         string                 `protobuf:"bytes,9,opt,name=hassh,proto3" json:"hassh,omitempty"`
+	ServerName    string                 `protobuf:"bytes,10,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"` // SNI, or HTTP's Host
+	User          string                 `protobuf:"bytes,11,opt,name=user,proto3" json:"user,omitempty"`                               // who the client claims to be
+	Partial       bool                   `protobuf:"varint,12,opt,name=partial,proto3" json:"partial,omitempty"`                        // findings may be missing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Analysis) Reset() {
+	*x = Analysis{}
+	mi := &file_decoynet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Analysis) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Analysis) ProtoMessage() {}
+
+func (x *Analysis) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Analysis.ProtoReflect.Descriptor instead.
+func (*Analysis) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Analysis) GetFindings() uint64 {
+	if x != nil {
+		return x.Findings
+	}
+	return 0
+}
+
+func (x *Analysis) GetAlerts() uint64 {
+	if x != nil {
+		return x.Alerts
+	}
+	return 0
+}
+
+func (x *Analysis) GetSeverity() uint32 {
+	if x != nil {
+		return x.Severity
+	}
+	return 0
+}
+
+func (x *Analysis) GetApplication() string {
+	if x != nil {
+		return x.Application
+	}
+	return ""
+}
+
+func (x *Analysis) GetUserAgent() string {
+	if x != nil {
+		return x.UserAgent
+	}
+	return ""
+}
+
+func (x *Analysis) GetJa3() string {
+	if x != nil {
+		return x.Ja3
+	}
+	return ""
+}
+
+func (x *Analysis) GetJa4() string {
+	if x != nil {
+		return x.Ja4
+	}
+	return ""
+}
+
+func (x *Analysis) GetSsh() string {
+	if x != nil {
+		return x.Ssh
+	}
+	return ""
+}
+
+func (x *Analysis) GetHassh() string {
+	if x != nil {
+		return x.Hassh
+	}
+	return ""
+}
+
+func (x *Analysis) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *Analysis) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Analysis) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
 // SourceSeen says what the service of a session saw as its peer.
 type SourceSeen struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1279,7 +1436,7 @@ type SourceSeen struct {
 
 func (x *SourceSeen) Reset() {
 	*x = SourceSeen{}
-	mi := &file_decoynet_proto_msgTypes[16]
+	mi := &file_decoynet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1448,7 @@ func (x *SourceSeen) String() string {
 func (*SourceSeen) ProtoMessage() {}
 
 func (x *SourceSeen) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[16]
+	mi := &file_decoynet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1461,7 @@ func (x *SourceSeen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceSeen.ProtoReflect.Descriptor instead.
 func (*SourceSeen) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{16}
+	return file_decoynet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SourceSeen) GetSession() []byte {
@@ -1354,7 +1511,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_decoynet_proto_msgTypes[17]
+	mi := &file_decoynet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1523,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[17]
+	mi := &file_decoynet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1536,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{17}
+	return file_decoynet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Event) GetId() []byte {
@@ -1483,7 +1640,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_decoynet_proto_msgTypes[18]
+	mi := &file_decoynet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1652,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[18]
+	mi := &file_decoynet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1665,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{18}
+	return file_decoynet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Probe) GetId() []byte {
@@ -1651,6 +1808,326 @@ func (x *Probe) GetScanner() string {
 	return ""
 }
 
+// Finding is what Suricata says of a session: an alert, or a record of another
+// kind.
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                   // UUIDv7 of the event's time, 16 bytes
+	Session       []byte                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`         // unset where it belongs to none that is known
+	Time          int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"`              // ns since 1970
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`               // where it was found
+	Kind          string                 `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`               // event_type of EVE: alert, http, tls, fileinfo, ...
+	Source        []byte                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`           // the intruder, as a session's
+	Destination   []byte                 `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"` // the decoy
+	Transport     uint32                 `protobuf:"varint,8,opt,name=transport,proto3" json:"transport,omitempty"`    // IANA protocol number
+	Application   string                 `protobuf:"bytes,9,opt,name=application,proto3" json:"application,omitempty"`
+	Document      []byte                 `protobuf:"bytes,10,opt,name=document,proto3" json:"document,omitempty"`                  // the EVE event as JSON; in listings where it is asked for
+	FeedLost      uint64                 `protobuf:"varint,11,opt,name=feed_lost,json=feedLost,proto3" json:"feed_lost,omitempty"` // flows that the node's feed had lost by then, all in all
+	Partial       bool                   `protobuf:"varint,12,opt,name=partial,proto3" json:"partial,omitempty"`                   // this flow is among them
+	Scanner       string                 `protobuf:"bytes,13,opt,name=scanner,proto3" json:"scanner,omitempty"`                    // the known scanner that the intruder is
+	Alert         *Alert                 `protobuf:"bytes,14,opt,name=alert,proto3" json:"alert,omitempty"`                        // unset where no rule matched
+	Place         *Place                 `protobuf:"bytes,15,opt,name=place,proto3" json:"place,omitempty"`                        // in listings only; unset where the session is not on record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_decoynet_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Finding) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Finding) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Finding) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *Finding) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Finding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Finding) GetSource() []byte {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Finding) GetDestination() []byte {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Finding) GetTransport() uint32 {
+	if x != nil {
+		return x.Transport
+	}
+	return 0
+}
+
+func (x *Finding) GetApplication() string {
+	if x != nil {
+		return x.Application
+	}
+	return ""
+}
+
+func (x *Finding) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
+func (x *Finding) GetFeedLost() uint64 {
+	if x != nil {
+		return x.FeedLost
+	}
+	return 0
+}
+
+func (x *Finding) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+func (x *Finding) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *Finding) GetAlert() *Alert {
+	if x != nil {
+		return x.Alert
+	}
+	return nil
+}
+
+func (x *Finding) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+// Alert is what a rule of Suricata's says.
+type Alert struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gid           uint32                 `protobuf:"varint,1,opt,name=gid,proto3" json:"gid,omitempty"`
+	Sid           uint32                 `protobuf:"varint,2,opt,name=sid,proto3" json:"sid,omitempty"`
+	Revision      uint32                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Signature     string                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"`
+	Category      string                 `protobuf:"bytes,5,opt,name=category,proto3" json:"category,omitempty"`
+	Severity      uint32                 `protobuf:"varint,6,opt,name=severity,proto3" json:"severity,omitempty"`                    // 1 (worst) to 4
+	ToService     bool                   `protobuf:"varint,7,opt,name=to_service,json=toService,proto3" json:"to_service,omitempty"` // what matched went to the service
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alert) Reset() {
+	*x = Alert{}
+	mi := &file_decoynet_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alert) ProtoMessage() {}
+
+func (x *Alert) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alert.ProtoReflect.Descriptor instead.
+func (*Alert) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Alert) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Alert) GetSid() uint32 {
+	if x != nil {
+		return x.Sid
+	}
+	return 0
+}
+
+func (x *Alert) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Alert) GetSignature() string {
+	if x != nil {
+		return x.Signature
+	}
+	return ""
+}
+
+func (x *Alert) GetCategory() string {
+	if x != nil {
+		return x.Category
+	}
+	return ""
+}
+
+func (x *Alert) GetSeverity() uint32 {
+	if x != nil {
+		return x.Severity
+	}
+	return 0
+}
+
+func (x *Alert) GetToService() bool {
+	if x != nil {
+		return x.ToService
+	}
+	return false
+}
+
+// Place is where a session belongs.
+type Place struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Segment       string                 `protobuf:"bytes,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	Decoy         string                 `protobuf:"bytes,3,opt,name=decoy,proto3" json:"decoy,omitempty"`
+	Service       string                 `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_decoynet_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Place) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Place) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *Place) GetDecoy() string {
+	if x != nil {
+		return x.Decoy
+	}
+	return ""
+}
+
+func (x *Place) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 type DiffRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Document      []byte                 `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"` // YAML
@@ -1661,7 +2138,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_decoynet_proto_msgTypes[19]
+	mi := &file_decoynet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2150,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[19]
+	mi := &file_decoynet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2163,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{19}
+	return file_decoynet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DiffRequest) GetDocument() []byte {
@@ -1714,7 +2191,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_decoynet_proto_msgTypes[20]
+	mi := &file_decoynet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +2203,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[20]
+	mi := &file_decoynet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +2216,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{20}
+	return file_decoynet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Change) GetNode() string {
@@ -1766,7 +2243,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_decoynet_proto_msgTypes[21]
+	mi := &file_decoynet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2255,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[21]
+	mi := &file_decoynet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2268,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{21}
+	return file_decoynet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -1819,7 +2296,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_decoynet_proto_msgTypes[22]
+	mi := &file_decoynet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +2308,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[22]
+	mi := &file_decoynet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2321,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{22}
+	return file_decoynet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ApplyRequest) GetDocument() []byte {
@@ -1878,7 +2355,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_decoynet_proto_msgTypes[23]
+	mi := &file_decoynet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2367,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[23]
+	mi := &file_decoynet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2380,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{23}
+	return file_decoynet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ApplyResponse) GetRevision() string {
@@ -1928,7 +2405,7 @@ type GetDocumentRequest struct {
 
 func (x *GetDocumentRequest) Reset() {
 	*x = GetDocumentRequest{}
-	mi := &file_decoynet_proto_msgTypes[24]
+	mi := &file_decoynet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2417,7 @@ func (x *GetDocumentRequest) String() string {
 func (*GetDocumentRequest) ProtoMessage() {}
 
 func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[24]
+	mi := &file_decoynet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2430,7 @@ func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentRequest.ProtoReflect.Descriptor instead.
 func (*GetDocumentRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{24}
+	return file_decoynet_proto_rawDescGZIP(), []int{28}
 }
 
 type GetDocumentResponse struct {
@@ -1968,7 +2445,7 @@ type GetDocumentResponse struct {
 
 func (x *GetDocumentResponse) Reset() {
 	*x = GetDocumentResponse{}
-	mi := &file_decoynet_proto_msgTypes[25]
+	mi := &file_decoynet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2457,7 @@ func (x *GetDocumentResponse) String() string {
 func (*GetDocumentResponse) ProtoMessage() {}
 
 func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[25]
+	mi := &file_decoynet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2470,7 @@ func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentResponse.ProtoReflect.Descriptor instead.
 func (*GetDocumentResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{25}
+	return file_decoynet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetDocumentResponse) GetDocument() []byte {
@@ -2032,7 +2509,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_decoynet_proto_msgTypes[26]
+	mi := &file_decoynet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2521,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[26]
+	mi := &file_decoynet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2534,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{26}
+	return file_decoynet_proto_rawDescGZIP(), []int{30}
 }
 
 type ListNodesResponse struct {
@@ -2069,7 +2546,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_decoynet_proto_msgTypes[27]
+	mi := &file_decoynet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2558,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[27]
+	mi := &file_decoynet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2571,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{27}
+	return file_decoynet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2127,7 +2604,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_decoynet_proto_msgTypes[28]
+	mi := &file_decoynet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2616,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[28]
+	mi := &file_decoynet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2629,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{28}
+	return file_decoynet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *NodeInfo) GetName() string {
@@ -2270,7 +2747,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_decoynet_proto_msgTypes[29]
+	mi := &file_decoynet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2759,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[29]
+	mi := &file_decoynet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2772,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{29}
+	return file_decoynet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -2325,7 +2802,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_decoynet_proto_msgTypes[30]
+	mi := &file_decoynet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2814,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[30]
+	mi := &file_decoynet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2827,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{30}
+	return file_decoynet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2397,7 +2874,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_decoynet_proto_msgTypes[31]
+	mi := &file_decoynet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2886,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[31]
+	mi := &file_decoynet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2899,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{31}
+	return file_decoynet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -2440,7 +2917,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_decoynet_proto_msgTypes[32]
+	mi := &file_decoynet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2929,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[32]
+	mi := &file_decoynet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2942,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{32}
+	return file_decoynet_proto_rawDescGZIP(), []int{36}
 }
 
 type CreateUserRequest struct {
@@ -2478,7 +2955,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_decoynet_proto_msgTypes[33]
+	mi := &file_decoynet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2967,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[33]
+	mi := &file_decoynet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2980,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{33}
+	return file_decoynet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateUserRequest) GetName() string {
@@ -2529,7 +3006,7 @@ type CreateUserResponse struct {
 
 func (x *CreateUserResponse) Reset() {
 	*x = CreateUserResponse{}
-	mi := &file_decoynet_proto_msgTypes[34]
+	mi := &file_decoynet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +3018,7 @@ func (x *CreateUserResponse) String() string {
 func (*CreateUserResponse) ProtoMessage() {}
 
 func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[34]
+	mi := &file_decoynet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +3031,7 @@ func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
 func (*CreateUserResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{34}
+	return file_decoynet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateUserResponse) GetToken() string {
@@ -2573,7 +3050,7 @@ type DeleteUserRequest struct {
 
 func (x *DeleteUserRequest) Reset() {
 	*x = DeleteUserRequest{}
-	mi := &file_decoynet_proto_msgTypes[35]
+	mi := &file_decoynet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +3062,7 @@ func (x *DeleteUserRequest) String() string {
 func (*DeleteUserRequest) ProtoMessage() {}
 
 func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[35]
+	mi := &file_decoynet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +3075,7 @@ func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserRequest.ProtoReflect.Descriptor instead.
 func (*DeleteUserRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{35}
+	return file_decoynet_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeleteUserRequest) GetName() string {
@@ -2616,7 +3093,7 @@ type DeleteUserResponse struct {
 
 func (x *DeleteUserResponse) Reset() {
 	*x = DeleteUserResponse{}
-	mi := &file_decoynet_proto_msgTypes[36]
+	mi := &file_decoynet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +3105,7 @@ func (x *DeleteUserResponse) String() string {
 func (*DeleteUserResponse) ProtoMessage() {}
 
 func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[36]
+	mi := &file_decoynet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +3118,7 @@ func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserResponse.ProtoReflect.Descriptor instead.
 func (*DeleteUserResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{36}
+	return file_decoynet_proto_rawDescGZIP(), []int{40}
 }
 
 type ListUsersRequest struct {
@@ -2652,7 +3129,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_decoynet_proto_msgTypes[37]
+	mi := &file_decoynet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +3141,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[37]
+	mi := &file_decoynet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +3154,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{37}
+	return file_decoynet_proto_rawDescGZIP(), []int{41}
 }
 
 type User struct {
@@ -2692,7 +3169,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_decoynet_proto_msgTypes[38]
+	mi := &file_decoynet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +3181,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[38]
+	mi := &file_decoynet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +3194,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{38}
+	return file_decoynet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *User) GetName() string {
@@ -2757,7 +3234,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_decoynet_proto_msgTypes[39]
+	mi := &file_decoynet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +3246,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[39]
+	mi := &file_decoynet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +3259,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{39}
+	return file_decoynet_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -2802,7 +3279,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_decoynet_proto_msgTypes[40]
+	mi := &file_decoynet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3291,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[40]
+	mi := &file_decoynet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3304,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{40}
+	return file_decoynet_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListAuditRequest) GetSince() int64 {
@@ -2860,7 +3337,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_decoynet_proto_msgTypes[41]
+	mi := &file_decoynet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3349,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[41]
+	mi := &file_decoynet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3362,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{41}
+	return file_decoynet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AuditEntry) GetTime() int64 {
@@ -2953,7 +3430,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_decoynet_proto_msgTypes[42]
+	mi := &file_decoynet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3442,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[42]
+	mi := &file_decoynet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3455,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{42}
+	return file_decoynet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2999,13 +3476,14 @@ type ListSessionsRequest struct {
 	Watch         bool                   `protobuf:"varint,7,opt,name=watch,proto3" json:"watch,omitempty"`     // go on with what starts and ends
 	Scanner       string                 `protobuf:"bytes,8,opt,name=scanner,proto3" json:"scanner,omitempty"`  // only this known scanner
 	Unknown       bool                   `protobuf:"varint,9,opt,name=unknown,proto3" json:"unknown,omitempty"` // without known scanners
+	Id            []byte                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`           // only this session
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_decoynet_proto_msgTypes[43]
+	mi := &file_decoynet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3495,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[43]
+	mi := &file_decoynet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3508,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{43}
+	return file_decoynet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListSessionsRequest) GetSince() int64 {
@@ -3096,6 +3574,13 @@ func (x *ListSessionsRequest) GetUnknown() bool {
 	return false
 }
 
+func (x *ListSessionsRequest) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
 type ListSessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -3105,7 +3590,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_decoynet_proto_msgTypes[44]
+	mi := &file_decoynet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3602,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[44]
+	mi := &file_decoynet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3615,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{44}
+	return file_decoynet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListSessionsResponse) GetSession() *Session {
@@ -3152,7 +3637,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_decoynet_proto_msgTypes[45]
+	mi := &file_decoynet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3649,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[45]
+	mi := &file_decoynet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3662,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{45}
+	return file_decoynet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListEventsRequest) GetSince() int64 {
@@ -3217,7 +3702,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_decoynet_proto_msgTypes[46]
+	mi := &file_decoynet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3714,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[46]
+	mi := &file_decoynet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3727,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{46}
+	return file_decoynet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListEventsResponse) GetEvent() *Event {
@@ -3268,7 +3753,7 @@ type ListProbesRequest struct {
 
 func (x *ListProbesRequest) Reset() {
 	*x = ListProbesRequest{}
-	mi := &file_decoynet_proto_msgTypes[47]
+	mi := &file_decoynet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +3765,7 @@ func (x *ListProbesRequest) String() string {
 func (*ListProbesRequest) ProtoMessage() {}
 
 func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[47]
+	mi := &file_decoynet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +3778,7 @@ func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
 func (*ListProbesRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{47}
+	return file_decoynet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListProbesRequest) GetSince() int64 {
@@ -3361,7 +3846,7 @@ type ListProbesResponse struct {
 
 func (x *ListProbesResponse) Reset() {
 	*x = ListProbesResponse{}
-	mi := &file_decoynet_proto_msgTypes[48]
+	mi := &file_decoynet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3858,7 @@ func (x *ListProbesResponse) String() string {
 func (*ListProbesResponse) ProtoMessage() {}
 
 func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[48]
+	mi := &file_decoynet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,12 +3871,220 @@ func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
 func (*ListProbesResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{48}
+	return file_decoynet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListProbesResponse) GetProbe() *Probe {
 	if x != nil {
 		return x.Probe
+	}
+	return nil
+}
+
+type ListFindingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"` // address or prefix
+	Segment       string                 `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	Decoy         string                 `protobuf:"bytes,4,opt,name=decoy,proto3" json:"decoy,omitempty"`
+	Service       string                 `protobuf:"bytes,5,opt,name=service,proto3" json:"service,omitempty"`
+	Node          string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"` // where it was found
+	Kind          string                 `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	Session       []byte                 `protobuf:"bytes,8,opt,name=session,proto3" json:"session,omitempty"`
+	Alerts        bool                   `protobuf:"varint,9,opt,name=alerts,proto3" json:"alerts,omitempty"`        // only what rules said
+	Sid           uint32                 `protobuf:"varint,10,opt,name=sid,proto3" json:"sid,omitempty"`             // of this rule
+	Severity      uint32                 `protobuf:"varint,11,opt,name=severity,proto3" json:"severity,omitempty"`   // of it or worse; 1 is the worst
+	Scanner       string                 `protobuf:"bytes,12,opt,name=scanner,proto3" json:"scanner,omitempty"`      // only of this known scanner
+	Unknown       bool                   `protobuf:"varint,13,opt,name=unknown,proto3" json:"unknown,omitempty"`     // without known scanners
+	Documents     bool                   `protobuf:"varint,14,opt,name=documents,proto3" json:"documents,omitempty"` // with documents
+	Limit         uint32                 `protobuf:"varint,15,opt,name=limit,proto3" json:"limit,omitempty"`         // the newest so many
+	Watch         bool                   `protobuf:"varint,16,opt,name=watch,proto3" json:"watch,omitempty"`         // go on with what comes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFindingsRequest) Reset() {
+	*x = ListFindingsRequest{}
+	mi := &file_decoynet_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFindingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFindingsRequest) ProtoMessage() {}
+
+func (x *ListFindingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFindingsRequest.ProtoReflect.Descriptor instead.
+func (*ListFindingsRequest) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ListFindingsRequest) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *ListFindingsRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetDecoy() string {
+	if x != nil {
+		return x.Decoy
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *ListFindingsRequest) GetAlerts() bool {
+	if x != nil {
+		return x.Alerts
+	}
+	return false
+}
+
+func (x *ListFindingsRequest) GetSid() uint32 {
+	if x != nil {
+		return x.Sid
+	}
+	return 0
+}
+
+func (x *ListFindingsRequest) GetSeverity() uint32 {
+	if x != nil {
+		return x.Severity
+	}
+	return 0
+}
+
+func (x *ListFindingsRequest) GetScanner() string {
+	if x != nil {
+		return x.Scanner
+	}
+	return ""
+}
+
+func (x *ListFindingsRequest) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+func (x *ListFindingsRequest) GetDocuments() bool {
+	if x != nil {
+		return x.Documents
+	}
+	return false
+}
+
+func (x *ListFindingsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListFindingsRequest) GetWatch() bool {
+	if x != nil {
+		return x.Watch
+	}
+	return false
+}
+
+type ListFindingsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Finding       *Finding               `protobuf:"bytes,1,opt,name=finding,proto3" json:"finding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFindingsResponse) Reset() {
+	*x = ListFindingsResponse{}
+	mi := &file_decoynet_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFindingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFindingsResponse) ProtoMessage() {}
+
+func (x *ListFindingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFindingsResponse.ProtoReflect.Descriptor instead.
+func (*ListFindingsResponse) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ListFindingsResponse) GetFinding() *Finding {
+	if x != nil {
+		return x.Finding
 	}
 	return nil
 }
@@ -3469,14 +4162,15 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\fR\x02ca\"\xd6\x01\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\"\x88\x02\n" +
 	"\x06Record\x120\n" +
 	"\asession\x18\x01 \x01(\v2\x14.decoynet.v1.SessionH\x00R\asession\x12:\n" +
 	"\vsource_seen\x18\x02 \x01(\v2\x17.decoynet.v1.SourceSeenH\x00R\n" +
 	"sourceSeen\x12*\n" +
 	"\x05event\x18\x03 \x01(\v2\x12.decoynet.v1.EventH\x00R\x05event\x12*\n" +
-	"\x05probe\x18\x04 \x01(\v2\x12.decoynet.v1.ProbeH\x00R\x05probeB\x06\n" +
-	"\x04kind\"\xc2\x04\n" +
+	"\x05probe\x18\x04 \x01(\v2\x12.decoynet.v1.ProbeH\x00R\x05probe\x120\n" +
+	"\afinding\x18\x05 \x01(\v2\x14.decoynet.v1.FindingH\x00R\afindingB\x06\n" +
+	"\x04kind\"\xf5\x04\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x03R\x05start\x12\x10\n" +
@@ -3501,7 +4195,24 @@ const file_decoynet_proto_rawDesc = "" +
 	"sourceHead\x12)\n" +
 	"\x10destination_head\x18\x12 \x01(\fR\x0fdestinationHead\x12\x16\n" +
 	"\x06reason\x18\x13 \x01(\rR\x06reason\x12\x18\n" +
-	"\ascanner\x18\x14 \x01(\tR\ascanner\"\x8f\x01\n" +
+	"\ascanner\x18\x14 \x01(\tR\ascanner\x121\n" +
+	"\banalysis\x18\x15 \x01(\v2\x15.decoynet.v1.AnalysisR\banalysis\"\xb6\x02\n" +
+	"\bAnalysis\x12\x1a\n" +
+	"\bfindings\x18\x01 \x01(\x04R\bfindings\x12\x16\n" +
+	"\x06alerts\x18\x02 \x01(\x04R\x06alerts\x12\x1a\n" +
+	"\bseverity\x18\x03 \x01(\rR\bseverity\x12 \n" +
+	"\vapplication\x18\x04 \x01(\tR\vapplication\x12\x1d\n" +
+	"\n" +
+	"user_agent\x18\x05 \x01(\tR\tuserAgent\x12\x10\n" +
+	"\x03ja3\x18\x06 \x01(\tR\x03ja3\x12\x10\n" +
+	"\x03ja4\x18\a \x01(\tR\x03ja4\x12\x10\n" +
+	"\x03ssh\x18\b \x01(\tR\x03ssh\x12\x14\n" +
+	"\x05hassh\x18\t \x01(\tR\x05hassh\x12\x1f\n" +
+	"\vserver_name\x18\n" +
+	" \x01(\tR\n" +
+	"serverName\x12\x12\n" +
+	"\x04user\x18\v \x01(\tR\x04user\x12\x18\n" +
+	"\apartial\x18\f \x01(\bR\apartial\"\x8f\x01\n" +
 	"\n" +
 	"SourceSeen\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1d\n" +
@@ -3544,7 +4255,38 @@ const file_decoynet_proto_rawDesc = "" +
 	"\vapproximate\x18\x11 \x01(\bR\vapproximate\x12\x14\n" +
 	"\x05first\x18\x12 \x01(\fR\x05first\x12\x16\n" +
 	"\x06latest\x18\x13 \x01(\fR\x06latest\x12\x18\n" +
-	"\ascanner\x18\x14 \x01(\tR\ascanner\"=\n" +
+	"\ascanner\x18\x14 \x01(\tR\ascanner\"\xaa\x03\n" +
+	"\aFinding\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
+	"\asession\x18\x02 \x01(\fR\asession\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x03R\x04time\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x12\n" +
+	"\x04kind\x18\x05 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\fR\x06source\x12 \n" +
+	"\vdestination\x18\a \x01(\fR\vdestination\x12\x1c\n" +
+	"\ttransport\x18\b \x01(\rR\ttransport\x12 \n" +
+	"\vapplication\x18\t \x01(\tR\vapplication\x12\x1a\n" +
+	"\bdocument\x18\n" +
+	" \x01(\fR\bdocument\x12\x1b\n" +
+	"\tfeed_lost\x18\v \x01(\x04R\bfeedLost\x12\x18\n" +
+	"\apartial\x18\f \x01(\bR\apartial\x12\x18\n" +
+	"\ascanner\x18\r \x01(\tR\ascanner\x12(\n" +
+	"\x05alert\x18\x0e \x01(\v2\x12.decoynet.v1.AlertR\x05alert\x12(\n" +
+	"\x05place\x18\x0f \x01(\v2\x12.decoynet.v1.PlaceR\x05place\"\xbc\x01\n" +
+	"\x05Alert\x12\x10\n" +
+	"\x03gid\x18\x01 \x01(\rR\x03gid\x12\x10\n" +
+	"\x03sid\x18\x02 \x01(\rR\x03sid\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\rR\brevision\x12\x1c\n" +
+	"\tsignature\x18\x04 \x01(\tR\tsignature\x12\x1a\n" +
+	"\bcategory\x18\x05 \x01(\tR\bcategory\x12\x1a\n" +
+	"\bseverity\x18\x06 \x01(\rR\bseverity\x12\x1d\n" +
+	"\n" +
+	"to_service\x18\a \x01(\bR\ttoService\"e\n" +
+	"\x05Place\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
+	"\asegment\x18\x02 \x01(\tR\asegment\x12\x14\n" +
+	"\x05decoy\x18\x03 \x01(\tR\x05decoy\x12\x18\n" +
+	"\aservice\x18\x04 \x01(\tR\aservice\"=\n" +
 	"\vDiffRequest\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"0\n" +
@@ -3632,7 +4374,7 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x06detail\x18\a \x01(\tR\x06detail\x12\x12\n" +
 	"\x04peer\x18\b \x01(\tR\x04peer\"F\n" +
 	"\x11ListAuditResponse\x121\n" +
-	"\aentries\x18\x01 \x03(\v2\x17.decoynet.v1.AuditEntryR\aentries\"\xed\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.decoynet.v1.AuditEntryR\aentries\"\xfd\x01\n" +
 	"\x13ListSessionsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
@@ -3642,7 +4384,9 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x05limit\x18\x06 \x01(\rR\x05limit\x12\x14\n" +
 	"\x05watch\x18\a \x01(\bR\x05watch\x12\x18\n" +
 	"\ascanner\x18\b \x01(\tR\ascanner\x12\x18\n" +
-	"\aunknown\x18\t \x01(\bR\aunknown\"F\n" +
+	"\aunknown\x18\t \x01(\bR\aunknown\x12\x0e\n" +
+	"\x02id\x18\n" +
+	" \x01(\fR\x02id\"F\n" +
 	"\x14ListSessionsResponse\x12.\n" +
 	"\asession\x18\x01 \x01(\v2\x14.decoynet.v1.SessionR\asession\"i\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
@@ -3662,14 +4406,34 @@ const file_decoynet_proto_rawDesc = "" +
 	"\ascanner\x18\a \x01(\tR\ascanner\x12\x18\n" +
 	"\aunknown\x18\b \x01(\bR\aunknown\">\n" +
 	"\x12ListProbesResponse\x12(\n" +
-	"\x05probe\x18\x01 \x01(\v2\x12.decoynet.v1.ProbeR\x05probe2R\n" +
+	"\x05probe\x18\x01 \x01(\v2\x12.decoynet.v1.ProbeR\x05probe\"\x93\x03\n" +
+	"\x13ListFindingsRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
+	"\asegment\x18\x03 \x01(\tR\asegment\x12\x14\n" +
+	"\x05decoy\x18\x04 \x01(\tR\x05decoy\x12\x18\n" +
+	"\aservice\x18\x05 \x01(\tR\aservice\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\x12\x18\n" +
+	"\asession\x18\b \x01(\fR\asession\x12\x16\n" +
+	"\x06alerts\x18\t \x01(\bR\x06alerts\x12\x10\n" +
+	"\x03sid\x18\n" +
+	" \x01(\rR\x03sid\x12\x1a\n" +
+	"\bseverity\x18\v \x01(\rR\bseverity\x12\x18\n" +
+	"\ascanner\x18\f \x01(\tR\ascanner\x12\x18\n" +
+	"\aunknown\x18\r \x01(\bR\aunknown\x12\x1c\n" +
+	"\tdocuments\x18\x0e \x01(\bR\tdocuments\x12\x14\n" +
+	"\x05limit\x18\x0f \x01(\rR\x05limit\x12\x14\n" +
+	"\x05watch\x18\x10 \x01(\bR\x05watch\"F\n" +
+	"\x14ListFindingsResponse\x12.\n" +
+	"\afinding\x18\x01 \x01(\v2\x14.decoynet.v1.FindingR\afinding2R\n" +
 	"\x10EnrolmentService\x12>\n" +
 	"\x05Enrol\x12\x19.decoynet.v1.EnrolRequest\x1a\x1a.decoynet.v1.EnrolResponse2\x95\x02\n" +
 	"\vNodeService\x12@\n" +
 	"\x05Watch\x12\x19.decoynet.v1.WatchRequest\x1a\x1a.decoynet.v1.WatchResponse0\x01\x12A\n" +
 	"\x06Report\x12\x1a.decoynet.v1.ReportRequest\x1a\x1b.decoynet.v1.ReportResponse\x12A\n" +
 	"\x06Upload\x12\x1a.decoynet.v1.UploadRequest\x1a\x1b.decoynet.v1.UploadResponse\x12>\n" +
-	"\x05Renew\x12\x19.decoynet.v1.RenewRequest\x1a\x1a.decoynet.v1.RenewResponse2\x85\b\n" +
+	"\x05Renew\x12\x19.decoynet.v1.RenewRequest\x1a\x1a.decoynet.v1.RenewResponse2\xdc\b\n" +
 	"\fAdminService\x12;\n" +
 	"\x04Diff\x12\x18.decoynet.v1.DiffRequest\x1a\x19.decoynet.v1.DiffResponse\x12>\n" +
 	"\x05Apply\x12\x19.decoynet.v1.ApplyRequest\x1a\x1a.decoynet.v1.ApplyResponse\x12P\n" +
@@ -3688,7 +4452,8 @@ const file_decoynet_proto_rawDesc = "" +
 	"\n" +
 	"ListEvents\x12\x1e.decoynet.v1.ListEventsRequest\x1a\x1f.decoynet.v1.ListEventsResponse0\x01\x12O\n" +
 	"\n" +
-	"ListProbes\x12\x1e.decoynet.v1.ListProbesRequest\x1a\x1f.decoynet.v1.ListProbesResponse0\x01B-Z+decoynet/internal/rpc/decoynetv1;decoynetv1b\x06proto3"
+	"ListProbes\x12\x1e.decoynet.v1.ListProbesRequest\x1a\x1f.decoynet.v1.ListProbesResponse0\x01\x12U\n" +
+	"\fListFindings\x12 .decoynet.v1.ListFindingsRequest\x1a!.decoynet.v1.ListFindingsResponse0\x01B-Z+decoynet/internal/rpc/decoynetv1;decoynetv1b\x06proto3"
 
 var (
 	file_decoynet_proto_rawDescOnce sync.Once
@@ -3703,7 +4468,7 @@ func file_decoynet_proto_rawDescGZIP() []byte {
 }
 
 var file_decoynet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_decoynet_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_decoynet_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_decoynet_proto_goTypes = []any{
 	(ReportRequest_State)(0),        // 0: decoynet.v1.ReportRequest.State
 	(*EnrolRequest)(nil),            // 1: decoynet.v1.EnrolRequest
@@ -3722,39 +4487,45 @@ var file_decoynet_proto_goTypes = []any{
 	(*RenewResponse)(nil),           // 14: decoynet.v1.RenewResponse
 	(*Record)(nil),                  // 15: decoynet.v1.Record
 	(*Session)(nil),                 // 16: decoynet.v1.Session
-	(*SourceSeen)(nil),              // 17: decoynet.v1.SourceSeen
-	(*Event)(nil),                   // 18: decoynet.v1.Event
-	(*Probe)(nil),                   // 19: decoynet.v1.Probe
-	(*DiffRequest)(nil),             // 20: decoynet.v1.DiffRequest
-	(*Change)(nil),                  // 21: decoynet.v1.Change
-	(*DiffResponse)(nil),            // 22: decoynet.v1.DiffResponse
-	(*ApplyRequest)(nil),            // 23: decoynet.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 24: decoynet.v1.ApplyResponse
-	(*GetDocumentRequest)(nil),      // 25: decoynet.v1.GetDocumentRequest
-	(*GetDocumentResponse)(nil),     // 26: decoynet.v1.GetDocumentResponse
-	(*ListNodesRequest)(nil),        // 27: decoynet.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 28: decoynet.v1.ListNodesResponse
-	(*NodeInfo)(nil),                // 29: decoynet.v1.NodeInfo
-	(*CreateJoinTokenRequest)(nil),  // 30: decoynet.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 31: decoynet.v1.CreateJoinTokenResponse
-	(*RevokeNodeRequest)(nil),       // 32: decoynet.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),      // 33: decoynet.v1.RevokeNodeResponse
-	(*CreateUserRequest)(nil),       // 34: decoynet.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),      // 35: decoynet.v1.CreateUserResponse
-	(*DeleteUserRequest)(nil),       // 36: decoynet.v1.DeleteUserRequest
-	(*DeleteUserResponse)(nil),      // 37: decoynet.v1.DeleteUserResponse
-	(*ListUsersRequest)(nil),        // 38: decoynet.v1.ListUsersRequest
-	(*User)(nil),                    // 39: decoynet.v1.User
-	(*ListUsersResponse)(nil),       // 40: decoynet.v1.ListUsersResponse
-	(*ListAuditRequest)(nil),        // 41: decoynet.v1.ListAuditRequest
-	(*AuditEntry)(nil),              // 42: decoynet.v1.AuditEntry
-	(*ListAuditResponse)(nil),       // 43: decoynet.v1.ListAuditResponse
-	(*ListSessionsRequest)(nil),     // 44: decoynet.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 45: decoynet.v1.ListSessionsResponse
-	(*ListEventsRequest)(nil),       // 46: decoynet.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 47: decoynet.v1.ListEventsResponse
-	(*ListProbesRequest)(nil),       // 48: decoynet.v1.ListProbesRequest
-	(*ListProbesResponse)(nil),      // 49: decoynet.v1.ListProbesResponse
+	(*Analysis)(nil),                // 17: decoynet.v1.Analysis
+	(*SourceSeen)(nil),              // 18: decoynet.v1.SourceSeen
+	(*Event)(nil),                   // 19: decoynet.v1.Event
+	(*Probe)(nil),                   // 20: decoynet.v1.Probe
+	(*Finding)(nil),                 // 21: decoynet.v1.Finding
+	(*Alert)(nil),                   // 22: decoynet.v1.Alert
+	(*Place)(nil),                   // 23: decoynet.v1.Place
+	(*DiffRequest)(nil),             // 24: decoynet.v1.DiffRequest
+	(*Change)(nil),                  // 25: decoynet.v1.Change
+	(*DiffResponse)(nil),            // 26: decoynet.v1.DiffResponse
+	(*ApplyRequest)(nil),            // 27: decoynet.v1.ApplyRequest
+	(*ApplyResponse)(nil),           // 28: decoynet.v1.ApplyResponse
+	(*GetDocumentRequest)(nil),      // 29: decoynet.v1.GetDocumentRequest
+	(*GetDocumentResponse)(nil),     // 30: decoynet.v1.GetDocumentResponse
+	(*ListNodesRequest)(nil),        // 31: decoynet.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 32: decoynet.v1.ListNodesResponse
+	(*NodeInfo)(nil),                // 33: decoynet.v1.NodeInfo
+	(*CreateJoinTokenRequest)(nil),  // 34: decoynet.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 35: decoynet.v1.CreateJoinTokenResponse
+	(*RevokeNodeRequest)(nil),       // 36: decoynet.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 37: decoynet.v1.RevokeNodeResponse
+	(*CreateUserRequest)(nil),       // 38: decoynet.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),      // 39: decoynet.v1.CreateUserResponse
+	(*DeleteUserRequest)(nil),       // 40: decoynet.v1.DeleteUserRequest
+	(*DeleteUserResponse)(nil),      // 41: decoynet.v1.DeleteUserResponse
+	(*ListUsersRequest)(nil),        // 42: decoynet.v1.ListUsersRequest
+	(*User)(nil),                    // 43: decoynet.v1.User
+	(*ListUsersResponse)(nil),       // 44: decoynet.v1.ListUsersResponse
+	(*ListAuditRequest)(nil),        // 45: decoynet.v1.ListAuditRequest
+	(*AuditEntry)(nil),              // 46: decoynet.v1.AuditEntry
+	(*ListAuditResponse)(nil),       // 47: decoynet.v1.ListAuditResponse
+	(*ListSessionsRequest)(nil),     // 48: decoynet.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 49: decoynet.v1.ListSessionsResponse
+	(*ListEventsRequest)(nil),       // 50: decoynet.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 51: decoynet.v1.ListEventsResponse
+	(*ListProbesRequest)(nil),       // 52: decoynet.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),      // 53: decoynet.v1.ListProbesResponse
+	(*ListFindingsRequest)(nil),     // 54: decoynet.v1.ListFindingsRequest
+	(*ListFindingsResponse)(nil),    // 55: decoynet.v1.ListFindingsResponse
 }
 var file_decoynet_proto_depIdxs = []int32{
 	5,  // 0: decoynet.v1.WatchResponse.snapshot:type_name -> decoynet.v1.Snapshot
@@ -3763,60 +4534,67 @@ var file_decoynet_proto_depIdxs = []int32{
 	8,  // 3: decoynet.v1.ReportRequest.gateways:type_name -> decoynet.v1.GatewayLink
 	9,  // 4: decoynet.v1.ReportRequest.spool:type_name -> decoynet.v1.Spool
 	16, // 5: decoynet.v1.Record.session:type_name -> decoynet.v1.Session
-	17, // 6: decoynet.v1.Record.source_seen:type_name -> decoynet.v1.SourceSeen
-	18, // 7: decoynet.v1.Record.event:type_name -> decoynet.v1.Event
-	19, // 8: decoynet.v1.Record.probe:type_name -> decoynet.v1.Probe
-	21, // 9: decoynet.v1.DiffResponse.changes:type_name -> decoynet.v1.Change
-	21, // 10: decoynet.v1.ApplyResponse.changes:type_name -> decoynet.v1.Change
-	29, // 11: decoynet.v1.ListNodesResponse.nodes:type_name -> decoynet.v1.NodeInfo
-	8,  // 12: decoynet.v1.NodeInfo.gateways:type_name -> decoynet.v1.GatewayLink
-	9,  // 13: decoynet.v1.NodeInfo.spool:type_name -> decoynet.v1.Spool
-	39, // 14: decoynet.v1.ListUsersResponse.users:type_name -> decoynet.v1.User
-	42, // 15: decoynet.v1.ListAuditResponse.entries:type_name -> decoynet.v1.AuditEntry
-	16, // 16: decoynet.v1.ListSessionsResponse.session:type_name -> decoynet.v1.Session
-	18, // 17: decoynet.v1.ListEventsResponse.event:type_name -> decoynet.v1.Event
-	19, // 18: decoynet.v1.ListProbesResponse.probe:type_name -> decoynet.v1.Probe
-	1,  // 19: decoynet.v1.EnrolmentService.Enrol:input_type -> decoynet.v1.EnrolRequest
-	3,  // 20: decoynet.v1.NodeService.Watch:input_type -> decoynet.v1.WatchRequest
-	7,  // 21: decoynet.v1.NodeService.Report:input_type -> decoynet.v1.ReportRequest
-	11, // 22: decoynet.v1.NodeService.Upload:input_type -> decoynet.v1.UploadRequest
-	13, // 23: decoynet.v1.NodeService.Renew:input_type -> decoynet.v1.RenewRequest
-	20, // 24: decoynet.v1.AdminService.Diff:input_type -> decoynet.v1.DiffRequest
-	23, // 25: decoynet.v1.AdminService.Apply:input_type -> decoynet.v1.ApplyRequest
-	25, // 26: decoynet.v1.AdminService.GetDocument:input_type -> decoynet.v1.GetDocumentRequest
-	27, // 27: decoynet.v1.AdminService.ListNodes:input_type -> decoynet.v1.ListNodesRequest
-	30, // 28: decoynet.v1.AdminService.CreateJoinToken:input_type -> decoynet.v1.CreateJoinTokenRequest
-	32, // 29: decoynet.v1.AdminService.RevokeNode:input_type -> decoynet.v1.RevokeNodeRequest
-	34, // 30: decoynet.v1.AdminService.CreateUser:input_type -> decoynet.v1.CreateUserRequest
-	36, // 31: decoynet.v1.AdminService.DeleteUser:input_type -> decoynet.v1.DeleteUserRequest
-	38, // 32: decoynet.v1.AdminService.ListUsers:input_type -> decoynet.v1.ListUsersRequest
-	41, // 33: decoynet.v1.AdminService.ListAudit:input_type -> decoynet.v1.ListAuditRequest
-	44, // 34: decoynet.v1.AdminService.ListSessions:input_type -> decoynet.v1.ListSessionsRequest
-	46, // 35: decoynet.v1.AdminService.ListEvents:input_type -> decoynet.v1.ListEventsRequest
-	48, // 36: decoynet.v1.AdminService.ListProbes:input_type -> decoynet.v1.ListProbesRequest
-	2,  // 37: decoynet.v1.EnrolmentService.Enrol:output_type -> decoynet.v1.EnrolResponse
-	4,  // 38: decoynet.v1.NodeService.Watch:output_type -> decoynet.v1.WatchResponse
-	10, // 39: decoynet.v1.NodeService.Report:output_type -> decoynet.v1.ReportResponse
-	12, // 40: decoynet.v1.NodeService.Upload:output_type -> decoynet.v1.UploadResponse
-	14, // 41: decoynet.v1.NodeService.Renew:output_type -> decoynet.v1.RenewResponse
-	22, // 42: decoynet.v1.AdminService.Diff:output_type -> decoynet.v1.DiffResponse
-	24, // 43: decoynet.v1.AdminService.Apply:output_type -> decoynet.v1.ApplyResponse
-	26, // 44: decoynet.v1.AdminService.GetDocument:output_type -> decoynet.v1.GetDocumentResponse
-	28, // 45: decoynet.v1.AdminService.ListNodes:output_type -> decoynet.v1.ListNodesResponse
-	31, // 46: decoynet.v1.AdminService.CreateJoinToken:output_type -> decoynet.v1.CreateJoinTokenResponse
-	33, // 47: decoynet.v1.AdminService.RevokeNode:output_type -> decoynet.v1.RevokeNodeResponse
-	35, // 48: decoynet.v1.AdminService.CreateUser:output_type -> decoynet.v1.CreateUserResponse
-	37, // 49: decoynet.v1.AdminService.DeleteUser:output_type -> decoynet.v1.DeleteUserResponse
-	40, // 50: decoynet.v1.AdminService.ListUsers:output_type -> decoynet.v1.ListUsersResponse
-	43, // 51: decoynet.v1.AdminService.ListAudit:output_type -> decoynet.v1.ListAuditResponse
-	45, // 52: decoynet.v1.AdminService.ListSessions:output_type -> decoynet.v1.ListSessionsResponse
-	47, // 53: decoynet.v1.AdminService.ListEvents:output_type -> decoynet.v1.ListEventsResponse
-	49, // 54: decoynet.v1.AdminService.ListProbes:output_type -> decoynet.v1.ListProbesResponse
-	37, // [37:55] is the sub-list for method output_type
-	19, // [19:37] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	18, // 6: decoynet.v1.Record.source_seen:type_name -> decoynet.v1.SourceSeen
+	19, // 7: decoynet.v1.Record.event:type_name -> decoynet.v1.Event
+	20, // 8: decoynet.v1.Record.probe:type_name -> decoynet.v1.Probe
+	21, // 9: decoynet.v1.Record.finding:type_name -> decoynet.v1.Finding
+	17, // 10: decoynet.v1.Session.analysis:type_name -> decoynet.v1.Analysis
+	22, // 11: decoynet.v1.Finding.alert:type_name -> decoynet.v1.Alert
+	23, // 12: decoynet.v1.Finding.place:type_name -> decoynet.v1.Place
+	25, // 13: decoynet.v1.DiffResponse.changes:type_name -> decoynet.v1.Change
+	25, // 14: decoynet.v1.ApplyResponse.changes:type_name -> decoynet.v1.Change
+	33, // 15: decoynet.v1.ListNodesResponse.nodes:type_name -> decoynet.v1.NodeInfo
+	8,  // 16: decoynet.v1.NodeInfo.gateways:type_name -> decoynet.v1.GatewayLink
+	9,  // 17: decoynet.v1.NodeInfo.spool:type_name -> decoynet.v1.Spool
+	43, // 18: decoynet.v1.ListUsersResponse.users:type_name -> decoynet.v1.User
+	46, // 19: decoynet.v1.ListAuditResponse.entries:type_name -> decoynet.v1.AuditEntry
+	16, // 20: decoynet.v1.ListSessionsResponse.session:type_name -> decoynet.v1.Session
+	19, // 21: decoynet.v1.ListEventsResponse.event:type_name -> decoynet.v1.Event
+	20, // 22: decoynet.v1.ListProbesResponse.probe:type_name -> decoynet.v1.Probe
+	21, // 23: decoynet.v1.ListFindingsResponse.finding:type_name -> decoynet.v1.Finding
+	1,  // 24: decoynet.v1.EnrolmentService.Enrol:input_type -> decoynet.v1.EnrolRequest
+	3,  // 25: decoynet.v1.NodeService.Watch:input_type -> decoynet.v1.WatchRequest
+	7,  // 26: decoynet.v1.NodeService.Report:input_type -> decoynet.v1.ReportRequest
+	11, // 27: decoynet.v1.NodeService.Upload:input_type -> decoynet.v1.UploadRequest
+	13, // 28: decoynet.v1.NodeService.Renew:input_type -> decoynet.v1.RenewRequest
+	24, // 29: decoynet.v1.AdminService.Diff:input_type -> decoynet.v1.DiffRequest
+	27, // 30: decoynet.v1.AdminService.Apply:input_type -> decoynet.v1.ApplyRequest
+	29, // 31: decoynet.v1.AdminService.GetDocument:input_type -> decoynet.v1.GetDocumentRequest
+	31, // 32: decoynet.v1.AdminService.ListNodes:input_type -> decoynet.v1.ListNodesRequest
+	34, // 33: decoynet.v1.AdminService.CreateJoinToken:input_type -> decoynet.v1.CreateJoinTokenRequest
+	36, // 34: decoynet.v1.AdminService.RevokeNode:input_type -> decoynet.v1.RevokeNodeRequest
+	38, // 35: decoynet.v1.AdminService.CreateUser:input_type -> decoynet.v1.CreateUserRequest
+	40, // 36: decoynet.v1.AdminService.DeleteUser:input_type -> decoynet.v1.DeleteUserRequest
+	42, // 37: decoynet.v1.AdminService.ListUsers:input_type -> decoynet.v1.ListUsersRequest
+	45, // 38: decoynet.v1.AdminService.ListAudit:input_type -> decoynet.v1.ListAuditRequest
+	48, // 39: decoynet.v1.AdminService.ListSessions:input_type -> decoynet.v1.ListSessionsRequest
+	50, // 40: decoynet.v1.AdminService.ListEvents:input_type -> decoynet.v1.ListEventsRequest
+	52, // 41: decoynet.v1.AdminService.ListProbes:input_type -> decoynet.v1.ListProbesRequest
+	54, // 42: decoynet.v1.AdminService.ListFindings:input_type -> decoynet.v1.ListFindingsRequest
+	2,  // 43: decoynet.v1.EnrolmentService.Enrol:output_type -> decoynet.v1.EnrolResponse
+	4,  // 44: decoynet.v1.NodeService.Watch:output_type -> decoynet.v1.WatchResponse
+	10, // 45: decoynet.v1.NodeService.Report:output_type -> decoynet.v1.ReportResponse
+	12, // 46: decoynet.v1.NodeService.Upload:output_type -> decoynet.v1.UploadResponse
+	14, // 47: decoynet.v1.NodeService.Renew:output_type -> decoynet.v1.RenewResponse
+	26, // 48: decoynet.v1.AdminService.Diff:output_type -> decoynet.v1.DiffResponse
+	28, // 49: decoynet.v1.AdminService.Apply:output_type -> decoynet.v1.ApplyResponse
+	30, // 50: decoynet.v1.AdminService.GetDocument:output_type -> decoynet.v1.GetDocumentResponse
+	32, // 51: decoynet.v1.AdminService.ListNodes:output_type -> decoynet.v1.ListNodesResponse
+	35, // 52: decoynet.v1.AdminService.CreateJoinToken:output_type -> decoynet.v1.CreateJoinTokenResponse
+	37, // 53: decoynet.v1.AdminService.RevokeNode:output_type -> decoynet.v1.RevokeNodeResponse
+	39, // 54: decoynet.v1.AdminService.CreateUser:output_type -> decoynet.v1.CreateUserResponse
+	41, // 55: decoynet.v1.AdminService.DeleteUser:output_type -> decoynet.v1.DeleteUserResponse
+	44, // 56: decoynet.v1.AdminService.ListUsers:output_type -> decoynet.v1.ListUsersResponse
+	47, // 57: decoynet.v1.AdminService.ListAudit:output_type -> decoynet.v1.ListAuditResponse
+	49, // 58: decoynet.v1.AdminService.ListSessions:output_type -> decoynet.v1.ListSessionsResponse
+	51, // 59: decoynet.v1.AdminService.ListEvents:output_type -> decoynet.v1.ListEventsResponse
+	53, // 60: decoynet.v1.AdminService.ListProbes:output_type -> decoynet.v1.ListProbesResponse
+	55, // 61: decoynet.v1.AdminService.ListFindings:output_type -> decoynet.v1.ListFindingsResponse
+	43, // [43:62] is the sub-list for method output_type
+	24, // [24:43] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_decoynet_proto_init() }
@@ -3829,6 +4607,7 @@ func file_decoynet_proto_init() {
 		(*Record_SourceSeen)(nil),
 		(*Record_Event)(nil),
 		(*Record_Probe)(nil),
+		(*Record_Finding)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3836,7 +4615,7 @@ func file_decoynet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_decoynet_proto_rawDesc), len(file_decoynet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   49,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -82,6 +82,9 @@ const (
 	AdminServiceListEventsProcedure = "/decoynet.v1.AdminService/ListEvents"
 	// AdminServiceListProbesProcedure is the fully-qualified name of the AdminService's ListProbes RPC.
 	AdminServiceListProbesProcedure = "/decoynet.v1.AdminService/ListProbes"
+	// AdminServiceListFindingsProcedure is the fully-qualified name of the AdminService's ListFindings
+	// RPC.
+	AdminServiceListFindingsProcedure = "/decoynet.v1.AdminService/ListFindings"
 )
 
 // EnrolmentServiceClient is a client for the decoynet.v1.EnrolmentService service.
@@ -348,6 +351,8 @@ type AdminServiceClient interface {
 	ListEvents(context.Context, *connect.Request[decoynetv1.ListEventsRequest]) (*connect.ServerStreamForClient[decoynetv1.ListEventsResponse], error)
 	// ListProbes streams probes, oldest first. Role: viewer.
 	ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest]) (*connect.ServerStreamForClient[decoynetv1.ListProbesResponse], error)
+	// ListFindings streams alerts and other findings, oldest first. Role: viewer.
+	ListFindings(context.Context, *connect.Request[decoynetv1.ListFindingsRequest]) (*connect.ServerStreamForClient[decoynetv1.ListFindingsResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the decoynet.v1.AdminService service. By default,
@@ -439,6 +444,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("ListProbes")),
 			connect.WithClientOptions(opts...),
 		),
+		listFindings: connect.NewClient[decoynetv1.ListFindingsRequest, decoynetv1.ListFindingsResponse](
+			httpClient,
+			baseURL+AdminServiceListFindingsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("ListFindings")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -457,6 +468,7 @@ type adminServiceClient struct {
 	listSessions    *connect.Client[decoynetv1.ListSessionsRequest, decoynetv1.ListSessionsResponse]
 	listEvents      *connect.Client[decoynetv1.ListEventsRequest, decoynetv1.ListEventsResponse]
 	listProbes      *connect.Client[decoynetv1.ListProbesRequest, decoynetv1.ListProbesResponse]
+	listFindings    *connect.Client[decoynetv1.ListFindingsRequest, decoynetv1.ListFindingsResponse]
 }
 
 // Diff calls decoynet.v1.AdminService.Diff.
@@ -524,6 +536,11 @@ func (c *adminServiceClient) ListProbes(ctx context.Context, req *connect.Reques
 	return c.listProbes.CallServerStream(ctx, req)
 }
 
+// ListFindings calls decoynet.v1.AdminService.ListFindings.
+func (c *adminServiceClient) ListFindings(ctx context.Context, req *connect.Request[decoynetv1.ListFindingsRequest]) (*connect.ServerStreamForClient[decoynetv1.ListFindingsResponse], error) {
+	return c.listFindings.CallServerStream(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the decoynet.v1.AdminService service.
 type AdminServiceHandler interface {
 	// Diff shows what a document would change, per node. Role: viewer.
@@ -552,6 +569,8 @@ type AdminServiceHandler interface {
 	ListEvents(context.Context, *connect.Request[decoynetv1.ListEventsRequest], *connect.ServerStream[decoynetv1.ListEventsResponse]) error
 	// ListProbes streams probes, oldest first. Role: viewer.
 	ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest], *connect.ServerStream[decoynetv1.ListProbesResponse]) error
+	// ListFindings streams alerts and other findings, oldest first. Role: viewer.
+	ListFindings(context.Context, *connect.Request[decoynetv1.ListFindingsRequest], *connect.ServerStream[decoynetv1.ListFindingsResponse]) error
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -639,6 +658,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("ListProbes")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceListFindingsHandler := connect.NewServerStreamHandler(
+		AdminServiceListFindingsProcedure,
+		svc.ListFindings,
+		connect.WithSchema(adminServiceMethods.ByName("ListFindings")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/decoynet.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceDiffProcedure:
@@ -667,6 +692,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListEventsHandler.ServeHTTP(w, r)
 		case AdminServiceListProbesProcedure:
 			adminServiceListProbesHandler.ServeHTTP(w, r)
+		case AdminServiceListFindingsProcedure:
+			adminServiceListFindingsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -726,4 +753,8 @@ func (UnimplementedAdminServiceHandler) ListEvents(context.Context, *connect.Req
 
 func (UnimplementedAdminServiceHandler) ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest], *connect.ServerStream[decoynetv1.ListProbesResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.AdminService.ListProbes is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) ListFindings(context.Context, *connect.Request[decoynetv1.ListFindingsRequest], *connect.ServerStream[decoynetv1.ListFindingsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.AdminService.ListFindings is not implemented"))
 }
