@@ -12,7 +12,7 @@ VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo un
 
 # What must also build on Windows and macOS: the binary, which is an agent in listen
 # mode and a controller there, and the packages under it. This is the one list of it.
-PORTABLE := ./cmd/decoynet ./agent ./config ./controller ./deception ./internal/claim ./internal/ecs ./internal/outbound ./internal/pki \
+PORTABLE := ./cmd/decoynet ./agent ./config ./controller ./deception ./internal/claim ./internal/ecs ./internal/eve ./internal/outbound ./internal/pki \
 	./internal/proxyheader ./internal/pump ./internal/registry ./internal/rpc/... ./internal/spool ./internal/store ./internal/strip ./internal/tunnel
 
 CROSS_ALL      := linux/amd64 linux/arm64

@@ -324,6 +324,7 @@ func storeStatus(r *store.Recorder) func() recordingStatus {
 		s := r.Stats()
 		out := recordingStatus{
 			Queued: s.Queued, Written: s.Written, Lost: s.Lost, LostStarts: s.LostStarts, LostHeads: s.LostHeads, LostProbes: s.LostProbes, FileBytes: s.FileBytes,
+			Findings: s.Findings, LostFindings: s.LostFindings,
 		}
 		if s.LastError != nil {
 			out.LastError = s.LastError.Error()

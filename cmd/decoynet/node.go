@@ -37,6 +37,10 @@ type recorder interface {
 	Event(e *deception.Event)
 	SourceSeen(s *deception.SourceSeen)
 	Probe(p *deception.Probe)
+	Finding(f *deception.Finding)
+	// Room tells whether findings would be taken: who reads them from a file waits
+	// until then, since nothing else ever does.
+	Room() bool
 }
 
 // desired is what this machine is to be.

@@ -15,6 +15,8 @@ func (noRecorder) Started(*deception.Session)       {}
 func (noRecorder) Ended(*deception.Session)         {}
 func (noRecorder) Event(*deception.Event)           {}
 func (noRecorder) Probe(*deception.Probe)           {}
+func (noRecorder) Finding(*deception.Finding)       {}
+func (noRecorder) Room() bool                       { return true }
 func (noRecorder) SourceSeen(*deception.SourceSeen) {}
 
 // A comparison with the kernel that had to wait for a reload does not bring back

@@ -54,3 +54,20 @@ func (m *marker) Probe(p *deception.Probe) {
 	}
 	m.recorder.Probe(p)
 }
+
+// Finding marks what was found of a known scanner. What counts is when its session
+// started, as for the session itself.
+func (m *marker) Finding(f *deception.Finding) {
+	if f.Scanner == "" {
+		at := f.Time
+		if !f.Session.IsZero() {
+			at = f.Session.Time()
+		}
+		if name := m.known.Load().Match(f.Source.Addr(), f.Transport, f.Destination.Port(), at); name != "" {
+			out := *f
+			out.Scanner = name
+			f = &out
+		}
+	}
+	m.recorder.Finding(f)
+}

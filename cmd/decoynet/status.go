@@ -113,6 +113,8 @@ type recordingStatus struct {
 	LostStarts   uint64     `json:"lost_starts"`
 	LostHeads    uint64     `json:"lost_heads"`
 	LostProbes   uint64     `json:"lost_probes"`
+	Findings     uint64     `json:"findings"` // written
+	LostFindings uint64     `json:"lost_findings"`
 	FailingSince *time.Time `json:"failing_since,omitempty"`
 	LastError    string     `json:"last_error,omitempty"`
 	FileBytes    int64      `json:"file_bytes"`

@@ -1,0 +1,305 @@
+// Package eve reads the events that Suricata writes to a file, finds the session
+// of each, and hands them over as findings.
+//
+// The file is the buffer: where nobody takes the findings, reading waits. What was
+// handed over is noted in a checkpoint by content and offset, so that rotation,
+// truncation, copies and the death of either process lose nothing. Events may be
+// handed over twice then; they have the same identifier.
+//
+// The file is polled, fifty times a second. That costs less than a
+// notification for each of Suricata's writes, and is the same on every file system.
+package eve
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"decoynet/deception"
+)
+
+const (
+	pollEvery = 20 * time.Millisecond
+	// retryFirst and retryMost are how long it takes until findings that were
+	// refused are offered again.
+	retryFirst = 50 * time.Millisecond
+	retryMost  = time.Second
+	// DefaultSettle fits a recorder that writes what it has several times a second.
+	DefaultSettle = 2 * time.Second
+)
+
+// Config says what is read and who gets it. Path, Checkpoint, Sessions and Deliver
+// must be given.
+type Config struct {
+	// Path is Suricata's file of events, one JSON object a line. It need not exist
+	// yet.
+	Path string
+	// Checkpoint is a file of the reader's own.
+	Checkpoint string
+	// FromEnd leaves out what Path holds when it is read for the first time: the
+	// file of a Suricata that others run may hold years.
+	FromEnd  bool
+	Node     string // name of this machine, for the findings
+	Sessions Sessions
+	// Deliver takes findings, which are not used by the reader afterwards. If it
+	// returns an error, it gets the same again a while later. It is called by
+	// one goroutine, and should return when ctx is done.
+	Deliver func(ctx context.Context, findings []*deception.Finding) error
+	// Settle is how long it takes until what Deliver took outlives the process. The
+	// checkpoint is that much behind, at most twice as much. Negative: no time at
+	// all. Zero: DefaultSettle.
+	Settle time.Duration
+	// Stats gets what Suricata says about itself (event_type stats): a JSON object,
+	// valid during the call only. It must not block. It may be nil.
+	Stats func(event []byte)
+	// Lost returns how many flows the feed has lost so far. It may be nil.
+	Lost    func() uint64
+	MaxLine int // bytes; DefaultMaxLine where it is 0
+	Log     *slog.Logger
+}
+
+// Reader reads events until it is closed. Its methods may be called from any
+// goroutine.
+type Reader struct {
+	cfg    Config
+	cancel context.CancelFunc
+	ended  chan struct{}
+
+	follow follower
+	join   *joiner
+	hold   holder
+	event  event // room for the line being read
+	batch  batch
+	save   saver
+	noted  noted
+
+	mu    sync.Mutex // guards stats
+	stats Stats
+}
+
+// New begins to read. What keeps it from reading is in Stats and in the log; it is
+// tried again.
+func New(cfg Config) *Reader {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := newReader(cfg)
+	r.cancel = cancel
+	r.ended = make(chan struct{})
+	go r.run(ctx)
+	return r
+}
+
+// newReader makes a reader that somebody has to drive.
+func newReader(cfg Config) *Reader {
+	if cfg.MaxLine == 0 {
+		cfg.MaxLine = DefaultMaxLine
+	}
+	if cfg.Settle == 0 {
+		cfg.Settle = DefaultSettle
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Reader{cfg: cfg, join: newJoiner(cfg.Sessions)}
+	r.follow = follower{path: cfg.Path, checkpoint: cfg.Checkpoint, maxLine: cfg.MaxLine}
+	r.save = saver{path: cfg.Checkpoint, settle: cfg.Settle}
+	return r
+}
+
+// Close ends reading and waits for that. Findings that were not yet taken are read
+// again by the next reader.
+func (r *Reader) Close() {
+	r.cancel()
+	<-r.ended
+}
+
+func (r *Reader) run(ctx context.Context) {
+	defer close(r.ended)
+	defer r.follow.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for opened := false; ; {
+		var err error
+		if !opened {
+			err = r.open(time.Now())
+			opened = err == nil
+		}
+		wait := time.Duration(0)
+		if opened {
+			wait, err = r.step(ctx, time.Now())
+		}
+		if err != nil {
+			wait = retryMost
+		}
+		r.failed(err)
+		if wait == 0 && ctx.Err() == nil {
+			continue
+		}
+		timer.Reset(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// open goes on where an earlier reader has ended.
+func (r *Reader) open(now time.Time) error {
+	c, known, err := loadCheckpoint(r.cfg.Checkpoint)
+	if err != nil {
+		r.failed(err)
+		// Which files were read already is not known; those of the last minutes may not
+		// have been.
+		r.follow.mark = c.Written.Add(-rereadAge)
+		return nil
+	}
+	if !known {
+		r.follow.mark = now.Add(-time.Second)
+		if r.cfg.FromEnd {
+			return r.follow.skip()
+		}
+		return nil
+	}
+	r.follow.done, r.follow.mark = c.Done, c.Written
+	r.save.saved = c
+	if err := r.follow.resume(c.position()); err != nil {
+		return err
+	}
+	r.relearn()
+	return nil
+}
+
+// rereadAge is how old a file may be to be read again where the checkpoint is
+// damaged.
+const rereadAge = 10 * time.Minute
+
+// step does some of the work. It returns how long there is nothing to do.
+func (r *Reader) step(ctx context.Context, now time.Time) (time.Duration, error) {
+	r.expire(now)
+	if wait := r.deliver(ctx, now); wait > 0 {
+		return wait, nil
+	}
+	r.lines(now)
+	if wait := r.deliver(ctx, now); wait > 0 {
+		return wait, nil
+	}
+	if err := r.save.settled(r.reached(), now); err != nil {
+		return 0, err
+	}
+	if r.batch.full {
+		r.batch.full = false
+		return 0, nil // there are more lines
+	}
+	n, moved, err := r.follow.fill(now)
+	r.progress(n)
+	if err != nil {
+		return 0, err
+	}
+	if n > 0 || moved {
+		return 0, nil
+	}
+	if r.follow.tail == nil {
+		return 5 * pollEvery, nil // looking for files costs more
+	}
+	return pollEvery, nil
+}
+
+// lines takes the lines that were read until a batch is full.
+func (r *Reader) lines(now time.Time) {
+	for len(r.follow.torn) > 0 {
+		end := r.follow.torn[0]
+		r.follow.torn = r.follow.torn[1:]
+		r.torn(end, now)
+	}
+	t := r.follow.tail
+	if t == nil {
+		return
+	}
+	for !r.batch.enough() {
+		line, at, ok := t.line()
+		if !ok {
+			return
+		}
+		r.take(line, t.base+int64(at), now, func() checkpoint { return r.follow.checkpointAt(t.position(at)) })
+	}
+	r.batch.full = true
+}
+
+// reached returns the place before which everything was handed over.
+func (r *Reader) reached() checkpoint {
+	if c, ok := r.hold.first(); ok {
+		return c
+	}
+	if r.follow.tail == nil {
+		return r.follow.checkpointAt(position{})
+	}
+	return r.follow.checkpointAt(r.follow.tail.here())
+}
+
+// batch is what is to be handed over next.
+type batch struct {
+	findings []*deception.Finding
+	bytes    int
+	full     bool // reading stopped because of it
+	refused  int  // times in a row
+	next     time.Time
+}
+
+const (
+	maxBatch      = 256
+	maxBatchBytes = 1 << 20
+)
+
+func (b *batch) add(f *deception.Finding) {
+	b.findings = append(b.findings, f)
+	b.bytes += len(f.Document)
+}
+
+func (b *batch) enough() bool { return len(b.findings) >= maxBatch || b.bytes >= maxBatchBytes }
+
+// deliver hands the batch over. It returns how long to wait where nobody takes it.
+func (r *Reader) deliver(ctx context.Context, now time.Time) time.Duration {
+	b := &r.batch
+	if len(b.findings) == 0 {
+		return 0
+	}
+	if wait := b.next.Sub(now); wait > 0 {
+		return wait
+	}
+	if err := r.cfg.Deliver(ctx, b.findings); err != nil {
+		wait := min(retryMost, retryFirst<<min(b.refused, 8))
+		b.refused++
+		b.next = now.Add(wait)
+		r.refused(err)
+		return wait
+	}
+	r.delivered(b.findings)
+	*b = batch{full: b.full}
+	return 0
+}
+
+// saver writes down what was reached when that has had the time to settle.
+type saver struct {
+	path    string
+	settle  time.Duration
+	saved   checkpoint
+	pending checkpoint
+	since   time.Time // when pending was reached, zero where nothing is pending
+}
+
+func (s *saver) settled(reached checkpoint, now time.Time) error {
+	if !s.since.IsZero() && now.Sub(s.since) >= s.settle {
+		if err := s.pending.save(s.path); err != nil {
+			return err
+		}
+		s.saved, s.since = s.pending, time.Time{}
+	}
+	if s.since.IsZero() && !reached.same(&s.saved) {
+		s.pending, s.since = reached, now
+		if s.settle < 0 {
+			return s.settled(reached, now)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,332 @@
+package eve
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	maxDone     = 64 // files that are remembered as read
+	lookEvery   = time.Second
+	maxSiblings = 1000 // files of one name that are looked at
+)
+
+// follower knows which file is to be read, and which comes after it. A file is
+// rotated away by a new name (the old one is then read to its end before the new
+// one is begun), or copied and truncated (its rest is then read from the copy). It
+// is known by its first bytes, not by its name nor its inode.
+type follower struct {
+	path       string
+	checkpoint string // a file that is none of Suricata's
+	maxLine    int
+	tail       *tail
+	paused     *tail     // the file to go on with after tail
+	done       []digest  // files that were read to the end, the latest last
+	mark       time.Time // files that were last written to before are read or not wanted
+	looked     time.Time // when files that were overlooked were looked for
+
+	torn                           []ending // of files that are over; whoever takes them empties it
+	rotations, truncations, missed uint64
+	long, holes                    uint64 // of files that are over
+}
+
+// ending is the last line of a file, which has no end.
+type ending struct {
+	line   []byte
+	offset int64
+}
+
+// sibling is a file that has the name of the one to read, and something behind it.
+type sibling struct {
+	path     string
+	modified time.Time
+	size     int64
+	info     os.FileInfo
+}
+
+// siblings returns the files that eve.json may have become, oldest first.
+func (f *follower) siblings() ([]sibling, error) {
+	dir, name := filepath.Split(f.path)
+	entries, err := os.ReadDir(filepath.Clean(dir + "."))
+	if err != nil {
+		return nil, fmt.Errorf("look for rotated files of %s: %w", f.path, err)
+	}
+	var out []sibling
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), name) || e.Name() == name || packed(e.Name()) || strings.HasPrefix(dir+e.Name(), f.checkpoint) || len(out) == maxSiblings {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() {
+			continue // it is gone again
+		}
+		out = append(out, sibling{dir + e.Name(), info.ModTime(), info.Size(), info})
+	}
+	slices.SortStableFunc(out, func(a, b sibling) int { return a.modified.Compare(b.modified) })
+	return out, nil
+}
+
+func packed(name string) bool {
+	switch filepath.Ext(name) {
+	case ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip":
+		return true
+	}
+	return false
+}
+
+// resume opens the file that a position is in, whatever its name is now. Where
+// there is none any more, the next one is begun.
+func (f *follower) resume(p position) error {
+	if p.head == (digest{}) {
+		return nil
+	}
+	found, err := f.locate(p)
+	if err == nil && found == nil {
+		f.missed++
+	}
+	f.tail = found
+	return err
+}
+
+// skip begins at the end of the file.
+func (f *follower) skip() error {
+	t, err := openTail(f.path, position{}, f.maxLine)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		f.tail = t
+		err = t.jump()
+	}
+	if err != nil {
+		return fmt.Errorf("find the end of %s: %w", f.path, err)
+	}
+	return nil
+}
+
+func (f *follower) close() {
+	f.tail.close()
+	f.paused.close()
+	f.tail, f.paused = nil, nil
+}
+
+// checkpointAt is what to remember when everything before p was handed over.
+func (f *follower) checkpointAt(p position) checkpoint {
+	return checkpoint{Head: p.head, Offset: p.offset, Tail: p.tail, Written: f.mark, Done: f.done}
+}
+
+// locate returns the file that a position is in, nil where there is none. Of
+// copies of one file it takes the one that has the most.
+func (f *follower) locate(p position) (*tail, error) {
+	t, err := openTail(f.path, p, f.maxLine)
+	if err == nil || !gone(err) {
+		return t, err
+	}
+	list, err := f.siblings()
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(list, func(a, b sibling) int { return cmp.Compare(b.size, a.size) })
+	for i := range list {
+		t, err := openTail(list[i].path, p, f.maxLine)
+		if err == nil || !gone(err) {
+			return t, err
+		}
+	}
+	return nil, nil
+}
+
+func gone(err error) bool { return errors.Is(err, errCut) || errors.Is(err, fs.ErrNotExist) }
+
+// fill reads on, in the next file where this one is over. It returns how many
+// bytes came; moved says that it is about another file than before.
+func (f *follower) fill(now time.Time) (n int, moved bool, err error) {
+	if f.tail == nil {
+		moved, err = f.next()
+		return 0, moved, err
+	}
+	n, err = f.tail.fill()
+	if errors.Is(err, errCut) {
+		return 0, true, f.truncated()
+	}
+	if n > 0 || err != nil {
+		return n, false, err
+	}
+	over, err := f.over()
+	if err != nil {
+		return 0, false, err
+	}
+	if !over {
+		moved, err = f.overlooked(now)
+		return 0, moved, err
+	}
+	// Once the next file is written to, nobody writes to this one. What came
+	// before that is read now.
+	if n, err = f.tail.fill(); n > 0 || err != nil {
+		if errors.Is(err, errCut) {
+			return 0, true, f.truncated()
+		}
+		return n, false, err
+	}
+	f.rotations++
+	f.finish()
+	_, err = f.next()
+	return 0, true, err
+}
+
+// over tells whether another file is written to instead of the one being read.
+func (f *follower) over() (bool, error) {
+	ours, err := f.tail.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at %s: %w", f.tail.file.Name(), err)
+	}
+	named, err := os.Stat(f.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return false, fmt.Errorf("look at %s: %w", f.path, err)
+	case os.SameFile(ours, named):
+		return false, nil
+	case named.Size() > 0:
+		return true, nil
+	}
+	next, err := f.unread(ours, digest{})
+	return next != "", err
+}
+
+// overlooked looks, now and then, whether a rotated file was not read: a folder
+// that changes while it is listed may hide one. It is read before the present one
+// is read on. Where there is none, mark can move on.
+func (f *follower) overlooked(now time.Time) (bool, error) {
+	if now.Sub(f.looked) < lookEvery {
+		return false, nil
+	}
+	f.looked = now
+	ours, err := f.tail.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at %s: %w", f.tail.file.Name(), err)
+	}
+	path, err := f.unread(ours, f.tail.identity())
+	if err != nil || path == "" {
+		if named, missing := os.Stat(f.path); err == nil && missing == nil && os.SameFile(ours, named) {
+			f.mark = ours.ModTime()
+		}
+		return false, err
+	}
+	t, err := openTail(path, position{}, f.maxLine)
+	if err != nil {
+		return false, fmt.Errorf("open %s: %w", path, err)
+	}
+	f.paused, f.tail = f.tail, t
+	return true, nil
+}
+
+// truncated goes on after the file was truncated: with the rest of what it held,
+// if somebody has copied that before, and else with what it holds now.
+func (f *follower) truncated() error {
+	f.truncations++
+	var found *tail
+	if here := f.tail.here(); here.head != (digest{}) {
+		var err error
+		if found, err = f.locate(here); err != nil {
+			return err
+		}
+	}
+	if found != nil {
+		f.tail.close()
+		f.tail = found
+		return nil
+	}
+	f.finish()
+	_, err := f.next()
+	return err
+}
+
+// finish is done with a file.
+func (f *follower) finish() {
+	if line, at := f.tail.rest(); len(line) > 0 {
+		f.torn = append(f.torn, ending{line, at})
+	}
+	f.done = append(f.done, f.tail.identity())
+	f.done = f.done[max(0, len(f.done)-maxDone):]
+	f.long += f.tail.long
+	f.holes += f.tail.holes
+	f.tail.close()
+	f.tail = nil
+}
+
+// next opens the oldest file that was not read, at last the one that has the name.
+// It tells whether there is one.
+func (f *follower) next() (bool, error) {
+	if f.paused != nil {
+		f.tail, f.paused = f.paused, nil
+		return true, nil
+	}
+	// The one that has the name is opened before the others are looked for: what is
+	// rotated in between is found then. Where one of them begins as that one does, it
+	// is a copy that may still be growing.
+	named, err := openTail(f.path, position{}, f.maxLine)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("open %s: %w", f.path, err)
+	}
+	var copied digest
+	if named != nil {
+		copied = named.head
+	}
+	path, err := f.unread(nil, copied)
+	if err != nil || path == "" {
+		f.tail = named
+		return named != nil, err
+	}
+	named.close()
+	f.tail, err = openTail(path, position{}, f.maxLine)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // it was renamed meanwhile
+	}
+	if err != nil {
+		return false, fmt.Errorf("open %s: %w", path, err)
+	}
+	return true, nil
+}
+
+// unread returns the oldest rotated file that was not read, "" where there is
+// none. The file being read is not one, nor are copies of the file that begins as
+// given.
+func (f *follower) unread(ours os.FileInfo, copied digest) (string, error) {
+	list, err := f.siblings()
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		return "", err
+	}
+	for i := range list {
+		s := &list[i]
+		if s.modified.Before(f.mark) || s.size == 0 || ours != nil && os.SameFile(ours, s.info) {
+			continue
+		}
+		head, err := headAt(s.path)
+		if err != nil || head == copied || slices.Contains(f.done, head) || f.tail != nil && head == f.tail.identity() {
+			continue // one that cannot be read must not hold up the others
+		}
+		return s.path, nil
+	}
+	return "", nil
+}
+
+func headAt(path string) (digest, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return digest{}, err
+	}
+	defer file.Close()
+	head, _, err := readHead(file)
+	return head, err
+}
