@@ -54,11 +54,6 @@ func (s *idSource) new(t time.Time) SessionID {
 	return id.Key().ID()
 }
 
-// Time returns the time that the identifier was made for, to the millisecond.
-func (id SessionID) Time() time.Time {
-	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
-}
-
 // SessionKey is what tells a session from all others in 90 bits, so that it fits
 // into the two MAC addresses of a frame: the identifier without its fixed bits and
 // its last four bytes, which are made of the others. Hi holds the first 45 bits,

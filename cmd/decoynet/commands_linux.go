@@ -3,5 +3,5 @@ package main
 import "github.com/spf13/cobra"
 
 func linuxCommands() []*cobra.Command {
-	return []*cobra.Command{cleanupCommand(), demoCommand(), labCommand()}
+	return []*cobra.Command{cleanupCommand(), demoCommand(), labCommand(), rulesCommand()}
 }

@@ -11,6 +11,7 @@ import (
 	"decoynet/agent"
 	"decoynet/deception"
 	"decoynet/gateway"
+	"decoynet/inspect"
 	"decoynet/internal/health"
 	"decoynet/internal/kernel/firewall"
 	"decoynet/internal/kernel/link"
@@ -39,6 +40,7 @@ type kernelRoles struct {
 	links   *gateway.Links   // to egresses on other machines
 	egress  *gateway.Egress  // for ingress gateways on other machines
 	ingress *gateway.Ingress // for agents on other machines, and this one's listen mode
+	inspect *inspect.Inspector
 }
 
 func newLocalRoles(n *node) *localRoles { return &localRoles{node: n} }
@@ -65,14 +67,17 @@ func (l *localRoles) make() (k *kernelRoles, err error) {
 			err = errors.Join(err, k.close(context.Background()))
 		}
 	}()
-	k.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
-	k.links = gateway.NewLinks(gateway.LinksConfig{Changed: n.noteHealth, Log: n.cfg.log})
-	k.gateway = gateway.New(gateway.Config{Node: n.cfg.name, Recorder: n.cfg.recorder, Suspect: k.checker.Suspect, Links: k.links})
-	k.forward = agent.NewForwarder(n.cfg.name, n.courier)
-	if k.engine, err = relay.New(&handlers{node: n, gateway: k.gateway, forward: k.forward}, relay.Config{Loops: runtime.NumCPU()}); err != nil {
+	if k.zones, err = gateway.NewZones(); err != nil {
 		return k, err
 	}
-	if k.zones, err = gateway.NewZones(); err != nil {
+	k.inspect = inspect.New(inspect.Config{
+		Node: n.cfg.name, Dir: inspectPath(n.cfg.data), Packets: packetsPath(n.cfg.data), Host: k.zones.Host(), Lanes: runtime.NumCPU(), Recorder: n.cfg.recorder, Log: n.cfg.log,
+	})
+	k.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
+	k.links = gateway.NewLinks(gateway.LinksConfig{Changed: n.noteHealth, Log: n.cfg.log})
+	k.gateway = gateway.New(gateway.Config{Node: n.cfg.name, Recorder: n.cfg.recorder, Suspect: k.checker.Suspect, Links: k.links, Feed: k.inspect})
+	k.forward = agent.NewForwarder(n.cfg.name, n.courier)
+	if k.engine, err = relay.New(&handlers{node: n, gateway: k.gateway, forward: k.forward}, relay.Config{Loops: runtime.NumCPU()}); err != nil {
 		return k, err
 	}
 	if k.agent, err = agent.New(agent.Config{
@@ -124,7 +129,8 @@ func (k *kernelRoles) up(p health.Port) bool { return k.checker.Up(p) || k.links
 //
 // The order keeps every midpoint safe: zones are contained before anything
 // leads into them, services are known to be up before their ports open, the
-// table knows a binding before its port opens, and flows that it leads elsewhere
+// table knows a binding before its port opens, who analyses stands before there is
+// anything to analyse, and flows that it leads elsewhere
 // or nowhere are ended while the decoy's address still stands to reset them from.
 func (l *localRoles) apply(ctx context.Context, want desired) error {
 	state := &want.state
@@ -148,6 +154,7 @@ func (l *localRoles) apply(ctx context.Context, want desired) error {
 	table := deception.NewTable(state)
 	errs := []error{err, k.zones.Apply(ctx, state)}
 	errs = append(errs, k.applyHostRoutes(ctx, state))
+	errs = append(errs, k.inspect.Apply(ctx, state.Inspect))
 	k.checker.Watch(ctx, health.PortsOf(state))
 	k.links.Watch(ctx, state)
 	k.gateway.KeepHeads(want.heads)
@@ -237,8 +244,10 @@ func (l *localRoles) close(ctx context.Context) error {
 }
 
 func (k *kernelRoles) close(ctx context.Context) error {
-	k.checker.Close()
-	k.links.Close()
+	if k.checker != nil {
+		k.checker.Close()
+		k.links.Close()
+	}
 	var errs []error
 	if k.ingress != nil {
 		errs = append(errs, k.ingress.Close(ctx))
@@ -252,9 +261,14 @@ func (k *kernelRoles) close(ctx context.Context) error {
 	if k.engine != nil {
 		errs = append(errs, k.engine.Close(ctx))
 	}
+	if k.inspect != nil { // it needs the zones' namespace
+		errs = append(errs, k.inspect.Close(ctx))
+	}
 	if k.zones != nil {
 		errs = append(errs, k.zones.Close(ctx))
 	}
-	k.gateway.Settle()
+	if k.gateway != nil {
+		k.gateway.Settle()
+	}
 	return errors.Join(errs...)
 }

@@ -25,6 +25,10 @@ func (l *localRoles) apply(_ context.Context, want desired) error {
 	return nil
 }
 
+func (l *localRoles) reloadRules(context.Context) (any, error) {
+	return nil, fmt.Errorf("analysis needs Linux; this is %s", platform)
+}
+
 func (l *localRoles) doubt(int, int)                  {}
 func (l *localRoles) refresh(context.Context) error   { return nil }
 func (l *localRoles) close(context.Context) error     { return nil }

@@ -57,7 +57,10 @@ func pcapCommand() *cobra.Command {
 }
 
 // packetsPath is where the packets of sessions are kept.
-func packetsPath(data string) string { return filepath.Join(data, "inspect", "pcap") }
+func packetsPath(data string) string { return filepath.Join(inspectPath(data), "pcap") }
+
+// inspectPath is where all that belongs to analysis is kept.
+func inspectPath(data string) string { return filepath.Join(data, "inspect") }
 
 // out returns what the packets are written to, and how that is ended.
 func (f *pcapFlags) out(standard io.Writer) (out io.Writer, finish func() error, err error) {

@@ -47,6 +47,15 @@ func (n *node) serve(reload func(context.Context) error) (*http.Server, error) {
 		}
 		fmt.Fprintf(w, "applied revision %s\n", n.status(context.Background()).Revision)
 	})
+	mux.HandleFunc("POST /rules/reload", func(w http.ResponseWriter, r *http.Request) {
+		report, err := n.local.reloadRules(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(report) // the client may have gone
+	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = server.Serve(listener) }() // returns when the server is shut down
 	return server, nil

@@ -36,6 +36,7 @@ type status struct {
 	Decoys    []decoyStatus   `json:"decoys"`
 	Relay     relayStatus     `json:"relay"`
 	Sensing   json.RawMessage `json:"sensing,omitempty"`
+	Inspect   json.RawMessage `json:"inspect,omitempty"`
 	Recording recordingStatus `json:"recording"`
 	// Listen is about decoys at the machine's own addresses, Gateways about the
 	// ingress gateways on other nodes that flows leave by, Controller about who
@@ -201,6 +202,18 @@ func printStatus(w io.Writer, body []byte) error {
 			Problems      []string
 		} `json:"zones"`
 		Sensing *struct{ Sensed, Dropped uint64 } `json:"sensing"`
+		Inspect *struct {
+			Feed     struct{ Flows, Lost uint64 }
+			Suricata *struct {
+				State, Version string
+				Rules          struct{ Rules int }
+			}
+			Events *struct {
+				Alerts      uint64
+				BehindBytes int64 `json:"behind_bytes"`
+			}
+			Packets *struct{ Bytes uint64 }
+		} `json:"inspect"`
 	}
 	if err := json.Unmarshal(body, &s); err != nil {
 		return fmt.Errorf("read status: %w", err)
@@ -239,6 +252,19 @@ func printStatus(w io.Writer, body []byte) error {
 	fmt.Fprintf(w, "\nflows %d (UDP %d), accepted %d, moved ports %d, overload %d\n", s.Relay.Flows, s.Relay.UDPFlows, s.Relay.Accepted, s.Relay.MovedPorts, s.Relay.Overload)
 	if v := s.Sensing; v != nil {
 		fmt.Fprintf(w, "frames sensed %d, dropped %d; probes LOST %d\n", v.Sensed, v.Dropped, r.LostProbes)
+	}
+	if v := s.Inspect; v != nil {
+		fmt.Fprintf(w, "flows shown to sensors %d, LOST %d", v.Feed.Flows, v.Feed.Lost)
+		if v.Suricata != nil {
+			fmt.Fprintf(w, "; suricata %s %s, rules %d", v.Suricata.Version, v.Suricata.State, v.Suricata.Rules.Rules)
+		}
+		if v.Events != nil {
+			fmt.Fprintf(w, "; alerts %d, unread events %d bytes", v.Events.Alerts, v.Events.BehindBytes)
+		}
+		if v.Packets != nil {
+			fmt.Fprintf(w, "; packets kept %d bytes", v.Packets.Bytes)
+		}
+		fmt.Fprintln(w)
 	}
 	fmt.Fprintf(w, "sessions written %d, waiting %d, LOST %d\n", r.Written, r.Queued, r.Lost)
 	if r.FailingSince != nil {

@@ -30,6 +30,10 @@ func (l *localRoles) status(ctx context.Context, s *status) {
 	if len(segments) > 0 {
 		s.Sensing, _ = json.Marshal(k.agent.Sensing())
 	}
+	if st := k.inspect.Status(); st != nil {
+		s.Inspect, _ = json.Marshal(st)
+		s.Problems = append(s.Problems, st.Problems...)
+	}
 	l.node.mu.Lock()
 	services := l.node.now.state.Services
 	l.node.mu.Unlock()

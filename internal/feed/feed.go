@@ -58,6 +58,7 @@ type Feed struct {
 	// Sets of outputs, one bit each: those that there are, those whose queue is
 	// full, those whose queue is half full.
 	mask, full, pressed atomic.Uint32
+	depth               atomic.Uint64 // see Config
 
 	mu      sync.Mutex // guards the rest
 	slots   [maxOutputs]*output
@@ -82,10 +83,14 @@ func New(c Config) *Feed {
 		f.lanes = append(f.lanes, &lane{feed: f, chunk: newChunk()})
 	}
 	f.outputs.Store(&[]*output{})
+	f.depth.Store(c.Depth)
 	f.roster.init()
 	go f.flushLazily()
 	return f
 }
+
+// SetDepth changes how many bytes of each direction of a flow are fed; 0 is no limit.
+func (f *Feed) SetDepth(bytes uint64) { f.depth.Store(bytes) }
 
 // flushLazily hands over what waits in lanes, a moment after the first of it came.
 func (f *Feed) flushLazily() {

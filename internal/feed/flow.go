@@ -71,7 +71,7 @@ func (w *Flow) Wants(side int) bool {
 	if w == nil {
 		return false
 	}
-	depth := w.feed.config.Depth
+	depth := w.feed.depth.Load()
 	return w.wanted() && (depth == 0 || w.fed[side].Load() < depth)
 }
 

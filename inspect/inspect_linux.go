@@ -1,0 +1,293 @@
+// Package inspect is the role that has everything analysed that intruders do: it
+// shows flows to Suricata and to other sensors, runs Suricata, ties what that finds
+// to sessions, and keeps the packets.
+//
+// Its parts are in packages of their own: the queue and the synthetic packets in
+// internal/feed, the device in internal/kernel/vtap, Suricata's process and rules
+// in internal/suricata, its events in internal/eve, packets of sessions in
+// internal/archive. What is here is which of them there are, and in which order
+// they come and go.
+package inspect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/archive"
+	"decoynet/internal/eve"
+	"decoynet/internal/feed"
+	"decoynet/internal/kernel/netns"
+	"decoynet/internal/kernel/vtap"
+	"decoynet/internal/relay"
+	"decoynet/internal/suricata"
+)
+
+// Names of the feed's outputs, as they stand in the status.
+const (
+	outputFIFO = "fifo"
+	outputTap  = "tap"
+	outputPCAP = "pcap"
+)
+
+// Recorder takes what is found. Its methods never block.
+type Recorder interface {
+	Finding(f *deception.Finding)
+	// Room tells whether findings would be taken now: until then they stay in
+	// Suricata's file.
+	Room() bool
+	Event(e *deception.Event)
+}
+
+// Config is what an Inspector is made with.
+type Config struct {
+	Node     string
+	Dir      string    // where all that belongs to analysis is kept
+	Packets  string    // where the packets of sessions are
+	Host     *netns.NS // where the tap device stands
+	Lanes    int       // loops of the relay
+	Recorder Recorder
+	Log      *slog.Logger
+}
+
+// Inspector realises what the document says of analysis.
+type Inspector struct {
+	cfg  Config
+	feed *feed.Feed
+
+	mu       sync.Mutex // guards the rest
+	want     *deception.Inspect
+	archive  *archive.Archive
+	tap      *vtap.Tap
+	tapName  string
+	fifo     *feed.FIFO
+	suricata *suricata.Suricata
+	events   *eve.Reader
+	reads    string // the file that events reads
+	problem  error  // of the last Apply
+}
+
+// New returns an Inspector that analyses nothing yet.
+func New(cfg Config) *Inspector {
+	return &Inspector{cfg: cfg, feed: feed.New(feed.Config{Lanes: cfg.Lanes, Log: cfg.Log})}
+}
+
+// Begin shows a flow to the outputs; it is the gateway's feed.
+func (i *Inspector) Begin(s *deception.Session, lane int) relay.Watcher {
+	if w := i.feed.Begin(s, lane); w != nil {
+		return w
+	}
+	return nil
+}
+
+// Apply brings analysis to what is wanted; nil wants nothing. A part that cannot be
+// had is named in the error and tried again at the next call; the others work.
+//
+// Who reads is there before what writes to it.
+func (i *Inspector) Apply(ctx context.Context, want *deception.Inspect) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if want == nil {
+		want = &deception.Inspect{}
+	}
+	i.want = want
+	i.feed.SetDepth(want.Depth)
+	if want.Enabled() {
+		if err := os.MkdirAll(i.cfg.Dir, 0o700); err != nil {
+			i.problem = fmt.Errorf("inspect: %w", err)
+			return i.problem
+		}
+	}
+	errs := []error{
+		i.applyPackets(want), i.applyTap(ctx, want), i.applySuricata(ctx, want), i.applyEvents(want),
+	}
+	for j, err := range errs {
+		if err != nil {
+			errs[j] = fmt.Errorf("inspect: %w", err)
+		}
+	}
+	i.problem = errors.Join(errs...)
+	return i.problem
+}
+
+// applyPackets keeps the packets of sessions, or ends that.
+func (i *Inspector) applyPackets(want *deception.Inspect) error {
+	switch {
+	case want.PCAP.MaxBytes == 0 && i.archive != nil:
+		i.archive = nil
+		return i.feed.Remove(outputPCAP)
+	case want.PCAP.MaxBytes == 0:
+		return nil
+	case i.archive != nil:
+		i.archive.SetLimits(want.PCAP)
+		return nil
+	}
+	a, err := archive.Open(archive.Config{Dir: i.cfg.Packets, Limits: want.PCAP, Log: i.cfg.Log})
+	if err != nil {
+		return err
+	}
+	i.archive = a
+	i.feed.Add(outputPCAP, a)
+	return nil
+}
+
+func (i *Inspector) applyTap(ctx context.Context, want *deception.Inspect) error {
+	var err error
+	if i.tap != nil && i.tapName != want.Tap {
+		err = i.feed.Remove(outputTap)
+		i.tap = nil
+	}
+	if want.Tap == "" {
+		return err
+	}
+	fresh := i.tap == nil
+	if fresh {
+		i.tap, i.tapName = vtap.New(i.cfg.Host, want.Tap), want.Tap
+	}
+	changes, err2 := i.tap.Apply(ctx)
+	for _, c := range changes {
+		i.cfg.Log.Debug("tap device", "name", want.Tap, "change", c)
+	}
+	if fresh && err2 != nil {
+		i.tap = nil
+	} else if fresh {
+		i.feed.Add(outputTap, i.tap)
+	}
+	return errors.Join(err, err2)
+}
+
+// applySuricata has the FIFO stand while Suricata, ours or another, reads it.
+func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) error {
+	managed := want.Suricata == deception.SuricataManaged
+	if i.suricata == nil && managed {
+		s, err := suricata.New(suricata.Config{
+			Dir: i.cfg.Dir, Node: i.cfg.Node, Log: i.cfg.Log, Event: i.cfg.Recorder.Event,
+		})
+		if err != nil {
+			return err
+		}
+		i.suricata = s
+	}
+	var err error
+	if i.fifo != nil && !want.FIFO {
+		i.fifo = nil
+		err = i.feed.Remove(outputFIFO)
+	}
+	if i.fifo == nil && want.FIFO {
+		path := filepath.Join(i.cfg.Dir, "feed.pcap")
+		if managed {
+			path = i.suricata.FIFO()
+		}
+		fifo, err := feed.NewFIFO(path, i.cfg.Log)
+		if err != nil {
+			return err
+		}
+		i.fifo = fifo
+		i.feed.Add(outputFIFO, fifo)
+	}
+	if i.suricata == nil {
+		return err
+	}
+	return errors.Join(err, i.suricata.Apply(ctx, want))
+}
+
+// applyEvents reads the file that Suricata writes.
+func (i *Inspector) applyEvents(want *deception.Inspect) error {
+	path := want.EVE
+	if want.Suricata == deception.SuricataManaged && i.suricata != nil {
+		path = i.suricata.EVE()
+	}
+	if i.events != nil && i.reads != path {
+		i.events.Close()
+		i.events = nil
+	}
+	if i.events != nil || path == "" {
+		return nil
+	}
+	i.reads = path
+	i.events = eve.New(eve.Config{
+		Path: path, Checkpoint: filepath.Join(i.cfg.Dir, checkpointOf(want)), FromEnd: want.Suricata == deception.SuricataExternal,
+		Node: i.cfg.Node, Sessions: i.feed, Deliver: i.deliver, Lost: i.feed.Lost, Log: i.cfg.Log,
+	})
+	return nil
+}
+
+// checkpointOf names the file in which the place in Suricata's events is noted. It
+// differs for that of others, whose events have nothing to do with ours.
+func checkpointOf(want *deception.Inspect) string {
+	if want.Suricata == deception.SuricataExternal {
+		return "eve-external.checkpoint"
+	}
+	return "eve.checkpoint"
+}
+
+var errNoRoom = errors.New("what was found before is not written yet")
+
+// deliver hands findings to the recorder while that has room.
+func (i *Inspector) deliver(_ context.Context, findings []*deception.Finding) error {
+	if !i.cfg.Recorder.Room() {
+		return errNoRoom
+	}
+	for _, f := range findings {
+		i.cfg.Recorder.Finding(f)
+	}
+	return nil
+}
+
+// Reload has Suricata's rules read again, tested, and used.
+func (i *Inspector) Reload(ctx context.Context) (suricata.Report, error) {
+	i.mu.Lock()
+	s := i.suricata
+	managed := i.want != nil && i.want.Suricata == deception.SuricataManaged
+	i.mu.Unlock()
+	if s == nil || !managed {
+		return suricata.Report{}, errors.New("decoynet runs no Suricata here; the document says so with inspect: {suricata: managed}")
+	}
+	return s.Reload(ctx)
+}
+
+// catchUp is how long the last events of a Suricata that has ended are waited for.
+const catchUp = 3 * time.Second
+
+// Close shows what waits, ends Suricata in good order and reads what it says at
+// its end. Flows must have ended before.
+func (i *Inspector) Close(ctx context.Context) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	errs := []error{i.feed.Close()} // with the outputs
+	if i.suricata != nil {
+		errs = append(errs, i.suricata.Close(ctx))
+	}
+	if i.events != nil {
+		i.readOut(ctx)
+		i.events.Close()
+	}
+	i.archive, i.tap, i.fifo, i.suricata, i.events = nil, nil, nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// readOut waits until what Suricata has written is read.
+func (i *Inspector) readOut(ctx context.Context) {
+	ctx, stop := context.WithTimeout(ctx, catchUp)
+	defer stop()
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for lines := uint64(0); ; {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+		s := i.events.Stats()
+		if s.Behind == 0 && s.Lines == lines {
+			return
+		}
+		lines = s.Lines
+	}
+}
