@@ -23,9 +23,9 @@ import (
 func getCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "get",
-		Short: "List sessions, probes, events, decoys, services, segments, nodes",
+		Short: "List sessions, probes, alerts, findings, events, decoys, services, segments, nodes",
 	}
-	c.AddCommand(getSessionsCommand(), getProbesCommand(), getEventsCommand(), getNodesCommand(), getAuditCommand())
+	c.AddCommand(getSessionsCommand(), getProbesCommand(), getAlertsCommand(), getFindingsCommand(), getEventsCommand(), getNodesCommand(), getAuditCommand())
 	for _, kind := range []string{"decoys", "services", "segments", "zones"} {
 		c.AddCommand(getObjectsCommand(kind))
 	}

@@ -69,6 +69,38 @@ type SessionDocument struct {
 	// The first bytes of each side, in base64 as encoding/json writes them.
 	SourceHead      []byte `json:"decoynet.source_head,omitempty"`
 	DestinationHead []byte `json:"decoynet.destination_head,omitempty"`
+
+	*AnalysisDocument // nil where nothing was found
+}
+
+// AnalysisDocument is the part of a session's document that says what Suricata found.
+type AnalysisDocument struct {
+	Protocol   string `json:"network.protocol,omitempty"`
+	UserAgent  string `json:"user_agent.original,omitempty"`
+	JA3        string `json:"tls.client.ja3,omitempty"`
+	JA4        string `json:"decoynet.tls.ja4,omitempty"` // the schema has no field for it yet
+	SSH        string `json:"decoynet.ssh.client,omitempty"`
+	HASSH      string `json:"decoynet.ssh.hassh,omitempty"`
+	ServerName string `json:"destination.domain,omitempty"`
+	User       string `json:"user.name,omitempty"`
+	Findings   uint64 `json:"decoynet.findings"`
+	Alerts     uint64 `json:"decoynet.alerts"`
+	Severity   uint8  `json:"decoynet.severity,omitempty"` // of the worst alert; 1 is the worst
+	Partial    bool   `json:"decoynet.partial"`            // findings may be missing
+}
+
+func analysisDocument(a *deception.Analysis) *AnalysisDocument {
+	if a == nil {
+		return nil
+	}
+	d := &AnalysisDocument{
+		Protocol: protocol(a.Application), UserAgent: a.UserAgent, JA3: a.JA3, JA4: a.JA4, SSH: a.SSH, HASSH: a.HASSH,
+		ServerName: a.ServerName, User: a.User, Findings: a.Findings, Alerts: a.Alerts, Severity: a.Severity, Partial: a.Partial,
+	}
+	if d.Severity == unknownSeverity {
+		d.Severity = 0
+	}
+	return d
 }
 
 // Time is written in UTC with all nine digits, so that text sorts as time does.
@@ -129,6 +161,8 @@ func Document(s *deception.Session) SessionDocument {
 
 		SourceHead:      s.SourceHead,
 		DestinationHead: s.DestinationHead,
+
+		AnalysisDocument: analysisDocument(s.Analysis),
 	}
 	if !s.Running() {
 		end, duration := Time(s.End), s.End.Sub(s.Start).Nanoseconds()
@@ -149,7 +183,7 @@ func networkType(a netip.Addr) string {
 	return ""
 }
 
-// JSON writes sessions, probes and events as one document a line.
+// JSON writes sessions, findings, probes and events as one document a line.
 type JSON struct {
 	w    io.Writer
 	line bytes.Buffer

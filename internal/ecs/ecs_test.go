@@ -62,6 +62,10 @@ func sessions(t *testing.T) []deception.Session {
 		SourceBytes: 78, DestinationBytes: 15234,
 		SourceHead: []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), DestinationHead: []byte("HTTP/1.1 200 OK\r\n"),
 		Reason: deception.EndClientClosed,
+		Analysis: &deception.Analysis{
+			Findings: 7, Alerts: 2, Severity: 1, Application: "http", UserAgent: "sqlmap/1.7 (https://sqlmap.org)", ServerName: "intranet",
+			JA3: "e7d705a3286e19ea42f587b344ee6865", JA4: "t13d1516h2_8daaf6152771_02713d6af862", SSH: "OpenSSH_9.2", HASSH: "ec7378c1a92f5a8dde7e8b7a1ddf33d1", User: "admin",
+		},
 	}, {
 		ID: id(t, "019cb7a1-0001-7000-8000-000000000002"), Start: start.Add(time.Second), End: start.Add(time.Hour + 62*time.Second),
 		Node: "hq", Segment: "office", Decoy: "office-ssh", Service: "ssh",
@@ -70,6 +74,7 @@ func sessions(t *testing.T) []deception.Session {
 		SourceNAT:   ap("[2001:db8:1111:2222:3333:4444:5555:6666]:65535"),
 		Destination: ap("[2001:db8::22]:22"), DestinationNAT: ap("[fd00:10::3]:22"),
 		SourceBytes: 1 << 40, DestinationBytes: 999, Reason: deception.EndServiceReset, Scanner: "audit",
+		Analysis: &deception.Analysis{Findings: 1, Application: "failed", Partial: true},
 	}, {
 		ID: id(t, "019cb7a1-0002-7000-8000-000000000003"), Start: start.Add(2 * time.Second),
 		Segment: "office", Decoy: "snmp", Service: "snmp", Transport: deception.UDP, Path: deception.PathRelay,
@@ -85,6 +90,10 @@ func sessions(t *testing.T) []deception.Session {
 		Source: netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone("lan\x1b]0;pwned\a0"), 7), Destination: ap("[fe80::2]:80"),
 		SourceHead:      []byte("\x1b]0;owned\x07\x1b[2J\x9b31m\u009b0m\x00\x7f\\\"'\t\u202eabc\xff" + strings.Repeat("A", 100)),
 		DestinationHead: []byte("\r\n\x08\x08\x1bP$q\x1b\\"), Reason: deception.EndIdle, Scanner: "\x1b[2Jaudit",
+		Analysis: &deception.Analysis{
+			Findings: 1, Alerts: 1, Severity: 255, Application: "ht\x1b[2Jtp", UserAgent: "\x1b]0;owned\x07\u202e", ServerName: "\u009b31m", JA3: "\x1b[2J",
+			JA4: "\x1b[2J", SSH: "\x1b[2J", HASSH: "\u202e", User: "\x07",
+		},
 	}}
 }
 
@@ -109,7 +118,8 @@ func TestDocumentsAreWhatTheContractSays(t *testing.T) {
 		destination.port destination.nat.ip destination.nat.port network.transport network.community_id
 		network.type decoynet.segment decoynet.node decoynet.decoy decoynet.service decoynet.path
 		decoynet.source_mode decoynet.end_reason source.bytes destination.bytes decoynet.source_head
-		decoynet.destination_head`) {
+		decoynet.destination_head network.protocol user_agent.original tls.client.ja3 decoynet.tls.ja4 decoynet.ssh.client
+		decoynet.ssh.hassh destination.domain user.name decoynet.findings decoynet.alerts decoynet.severity decoynet.partial`) {
 		if _, ok := doc[key]; !ok {
 			t.Errorf("no %s in %s", key, first)
 		}

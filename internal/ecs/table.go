@@ -69,12 +69,30 @@ var wide = append(append([]column[deception.Session]{{"ID", 36, false, func(_ *T
 	column[deception.Session]{"PATH", 6, false, func(_ *TableOptions, s *deception.Session) string { return name(string(s.Path)) }},
 	column[deception.Session]{"SOURCE MODE", 11, false, func(_ *TableOptions, s *deception.Session) string { return s.SourceMode.String() }},
 	column[deception.Session]{"SCANNER", 7, false, func(_ *TableOptions, s *deception.Session) string { return name(s.Scanner) }},
+	analysed("PROTOCOL", false, func(a *deception.Analysis) string { return name(protocol(a.Application)) }),
+	analysed("ALERTS", true, func(a *deception.Analysis) string { return strconv.FormatUint(a.Alerts, 10) }),
+	analysed("SEV", true, func(a *deception.Analysis) string { return severity(a.Severity) }),
+	analysed("USER AGENT", false, func(a *deception.Analysis) string { return Printable([]byte(a.UserAgent), excerpt) }),
+	analysed("JA4", false, func(a *deception.Analysis) string { return name(a.JA4) }),
+	analysed("HASSH", false, func(a *deception.Analysis) string { return name(a.HASSH) }),
+	analysed("SERVER NAME", false, func(a *deception.Analysis) string { return Printable([]byte(a.ServerName), excerpt) }),
+	analysed("USER", false, func(a *deception.Analysis) string { return Printable([]byte(a.User), excerpt) }),
 	column[deception.Session]{"COMMUNITY ID", 30, false, func(_ *TableOptions, s *deception.Session) string {
 		return CommunityID(s.Transport, s.Source, s.Destination)
 	}},
 	column[deception.Session]{"SENT", 10, false, func(_ *TableOptions, s *deception.Session) string { return Printable(s.SourceHead, excerpt) }},
 	column[deception.Session]{"RECEIVED", 10, false, func(_ *TableOptions, s *deception.Session) string { return Printable(s.DestinationHead, excerpt) }},
 )
+
+// analysed is a column of what was found in a session.
+func analysed(title string, right bool, cell func(*deception.Analysis) string) column[deception.Session] {
+	return column[deception.Session]{title, len(title), right, func(_ *TableOptions, s *deception.Session) string {
+		if s.Analysis == nil {
+			return ""
+		}
+		return cell(s.Analysis)
+	}}
+}
 
 // NewTable returns a table to w. Call Flush when no more sessions come for now.
 func NewTable(w io.Writer, opts TableOptions) *Table {

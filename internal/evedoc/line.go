@@ -95,7 +95,7 @@ func quoted(word, text string) string {
 	if text == "" || text == `\` {
 		return ""
 	}
-	return fmt.Sprintf("%s %q", word, text)
+	return word + ` "` + text + `"`
 }
 
 func number(n int) string {
