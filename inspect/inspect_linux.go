@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"decoynet/deception"
@@ -60,6 +61,10 @@ type Config struct {
 type Inspector struct {
 	cfg  Config
 	feed *feed.Feed
+
+	// passed is the reader of events, for Suricata's goroutine, which must not wait
+	// for mu: Close waits for it.
+	passed atomic.Pointer[eve.Reader]
 
 	mu       sync.Mutex // guards the rest
 	want     *deception.Inspect
@@ -167,7 +172,7 @@ func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) 
 	managed := want.Suricata == deception.SuricataManaged
 	if i.suricata == nil && managed {
 		s, err := suricata.New(suricata.Config{
-			Dir: i.cfg.Dir, Node: i.cfg.Node, Log: i.cfg.Log, Event: i.cfg.Recorder.Event,
+			Dir: i.cfg.Dir, Node: i.cfg.Node, Log: i.cfg.Log, Event: i.cfg.Recorder.Event, Read: i.wasRead,
 		})
 		if err != nil {
 			return err
@@ -180,7 +185,7 @@ func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) 
 		err = i.feed.Remove(outputFIFO)
 	}
 	if i.fifo == nil && want.FIFO {
-		path := filepath.Join(i.cfg.Dir, "feed.pcap")
+		path := filepath.Join(i.cfg.Dir, "feed.fifo")
 		if managed {
 			path = i.suricata.FIFO()
 		}
@@ -195,6 +200,12 @@ func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) 
 		return err
 	}
 	return errors.Join(err, i.suricata.Apply(ctx, want))
+}
+
+// wasRead tells whether a rotated file of events may be removed.
+func (i *Inspector) wasRead(path string) bool {
+	r := i.passed.Load()
+	return r != nil && r.Passed(path)
 }
 
 // applyEvents reads the file that Suricata writes.
@@ -215,6 +226,7 @@ func (i *Inspector) applyEvents(want *deception.Inspect) error {
 		Path: path, Checkpoint: filepath.Join(i.cfg.Dir, checkpointOf(want)), FromEnd: want.Suricata == deception.SuricataExternal,
 		Node: i.cfg.Node, Sessions: i.feed, Deliver: i.deliver, Lost: i.feed.Lost, Log: i.cfg.Log,
 	})
+	i.passed.Store(i.events)
 	return nil
 }
 

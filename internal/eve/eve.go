@@ -74,8 +74,9 @@ type Reader struct {
 	save   saver
 	noted  noted
 
-	mu    sync.Mutex // guards stats
-	stats Stats
+	mu      sync.Mutex // guards the rest
+	stats   Stats
+	settled []digest // rotated files that are over, by the checkpoint that is saved
 }
 
 // New begins to read. What keeps it from reading is in Stats and in the log; it is
@@ -187,6 +188,7 @@ func (r *Reader) step(ctx context.Context, now time.Time) (time.Duration, error)
 	if err := r.save.settled(r.reached(), now); err != nil {
 		return 0, err
 	}
+	r.publish(r.save.saved.Done)
 	if r.batch.full {
 		r.batch.full = false
 		return 0, nil // there are more lines
