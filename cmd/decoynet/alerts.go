@@ -13,7 +13,8 @@ import (
 
 // findingFlags are the flags of `get alerts` and `get findings`.
 type findingFlags struct {
-	data, store, output, since            string
+	recordAccess
+	output, since                         string
 	source, segment, decoy, service, node string
 	session, kind, scanner                string
 	alerts, scanners, unknown, watch      bool
@@ -54,8 +55,7 @@ func getFindingsCommand() *cobra.Command {
 
 // add adds what both commands have.
 func (f *findingFlags) add(c *cobra.Command) {
-	dataFlag(c, &f.data)
-	storeFlag(c, &f.store)
+	f.recordAccess.flags(c)
 	outputFlag(c, &f.output, "table", "json", "wide")
 	flags := c.Flags()
 	flags.StringVar(&f.since, "since", "", "those at or after this: a duration back from now (90m, 2h30m, 7d) or a time (2026-01-31T15:04:05Z)")
@@ -73,7 +73,7 @@ func (f *findingFlags) add(c *cobra.Command) {
 		if err != nil {
 			return &exitError{2, err}
 		}
-		r, err := openReader(f.data, f.store)
+		r, err := f.open(f.output == "json" || !f.alerts) // a table of alerts needs no documents
 		if err != nil {
 			return err
 		}
@@ -107,7 +107,7 @@ func (f *findingFlags) filter(now time.Time) (store.FindingFilter, error) {
 	return filter, err
 }
 
-func (f *findingFlags) list(cmd *cobra.Command, r *store.Reader, filter store.FindingFilter) error {
+func (f *findingFlags) list(cmd *cobra.Command, r record, filter store.FindingFilter) error {
 	w := cmd.OutOrStdout()
 	out := lister[deception.Finding]{write: ecs.NewJSON(w).WriteFinding, watch: f.watch}
 	if f.output != "json" {

@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
 
 func portableCommands() []*cobra.Command {
 	return []*cobra.Command{
-		checkCommand(), upCommand(), reloadCommand(), statusCommand(), getCommand(), pcapCommand(),
+		checkCommand(), upCommand(), reloadCommand(), statusCommand(), getCommand(), pcapCommand(), sessionCommand(),
 		controllerCommand(), joinCommand(), proxyCommand(), doctorCommand(), tokenCommand(), nodeCommand(), applyCommand(), diffCommand(), userCommand(),
 	}
 }

@@ -104,17 +104,21 @@ func NewTable(w io.Writer, opts TableOptions) *Table {
 }
 
 func newGrid[T any](w io.Writer, opts TableOptions, columns []column[T]) grid[T] {
-	if opts.Location == nil {
-		opts.Location = time.Local
-	}
-	if opts.Now == nil {
-		opts.Now = time.Now
-	}
-	t := grid[T]{w: w, opts: opts, columns: columns, widths: make([]int, len(columns))}
+	t := grid[T]{w: w, opts: opts.withDefaults(), columns: columns, widths: make([]int, len(columns))}
 	for i, c := range columns {
 		t.widths[i] = max(c.width, len(c.title))
 	}
 	return t
+}
+
+func (o TableOptions) withDefaults() TableOptions {
+	if o.Location == nil {
+		o.Location = time.Local
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o
 }
 
 // Write adds a row, which may wait for Flush.
