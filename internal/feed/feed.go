@@ -131,16 +131,17 @@ func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 		return nil
 	}
 	f.begun.Add(1)
-	f.Know(s)
 	if s.Source.Addr().Is6() != s.Destination.Addr().Is6() || !s.Source.IsValid() || !s.Destination.IsValid() {
 		f.bad.Add(1)
 		return nil
 	}
+	if full&mask == mask {
+		f.countLost(s.ID.Key(), mask)
+		return nil
+	}
+	f.Know(s)
 	if lost := full & mask; lost != 0 {
 		f.countLost(s.ID.Key(), lost)
-		if lost == mask {
-			return nil
-		}
 	}
 	w := &Flow{feed: f, lane: f.lanes[uint(lane)%uint(len(f.lanes)-1)], key: s.ID.Key(), transport: s.Transport}
 	w.barred = full & mask

@@ -149,7 +149,7 @@ func (s *synthesis) meet(w *Flow, p *progress, k kind) {
 	switch {
 	case w.barred&s.out.bit != 0, k != kindBegin && w.lost.Load()&s.out.bit != 0, k > kindFin && k != kindPacket && again:
 		p.state = stateDead
-	case k == kindBegin:
+	case k == kindBegin, k == kindPacket && !again:
 		p.state = stateKnown | stateKnown1
 		s.out.flows.Add(1)
 	default:

@@ -1,0 +1,204 @@
+package feed
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"decoynet/deception"
+	"decoynet/internal/frame"
+)
+
+// discard is a Writer.
+type discard struct{}
+
+func (discard) Frame(int64, []byte) error { return nil }
+func (discard) Flush() error              { return nil }
+
+// cpuTime is what the thread of the caller has used.
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// keepPace lets an output have the processor, unless its queue is full.
+func keepPace(f *Feed) {
+	for f.pressed.Load() != 0 && f.full.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// BenchmarkRelaySide is what a relay pays: cpu-ns/op says it also on a machine that
+// is busy with other things.
+func BenchmarkRelaySide(b *testing.B) {
+	at := time.Now()
+	run := func(name string, w Writer, bytes int, op func(f *Feed, s *deception.Session) func()) {
+		b.Run(name, func(b *testing.B) {
+			f := New(Config{Lanes: 1})
+			if w != nil {
+				f.Add("out", w)
+			}
+			g, stuck := w.(*gate)
+			once := op(f, session(deception.TCP, "192.0.2.7:40001", "198.51.100.4:80"))
+			if stuck {
+				g.mu.Lock()
+				for f.full.Load() == 0 {
+					f.full.Or(f.mask.Load())
+				}
+			}
+			runtime.LockOSThread()
+			before := cpuTime(b)
+			b.SetBytes(int64(bytes))
+			b.ReportAllocs()
+			for b.Loop() {
+				once()
+			}
+			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
+			b.ReportMetric(float64(f.Lost())/float64(b.N), "lost/op")
+			runtime.UnlockOSThread()
+			if stuck {
+				g.mu.Unlock()
+			}
+			f.Close()
+		})
+	}
+	data := make([]byte, 64<<10)
+	flow := func(f *Feed, s *deception.Session) func() {
+		return func() {
+			keepPace(f)
+			binary.BigEndian.PutUint32(s.ID[4:], rand.Uint32())
+			s.End = time.Time{}
+			w := f.Begin(s, 0)
+			for i := range 4 {
+				w.Data(i&1, data[:500], at)
+			}
+			s.End = at
+			w.Close(s, at)
+		}
+	}
+	read := func(n int) func(f *Feed, s *deception.Session) func() {
+		return func(f *Feed, s *deception.Session) func() {
+			w := f.Begin(s, 0)
+			return func() {
+				keepPace(f)
+				if w.fed[Client].Load() > heavyFlow/2 {
+					w = f.Begin(s, 0)
+				}
+				w.Data(Client, data[:n], at)
+			}
+		}
+	}
+	run("flow of four reads/no output", nil, 0, flow)
+	run("flow of four reads/an output", discard{}, 0, flow)
+	run("flow of four reads/a stuck output", &gate{frames: map[string]int{}}, 0, flow)
+	run("read of 500 bytes", discard{}, 500, read(500))
+	run("read of 16384 bytes", discard{}, 16384, read(16384))
+}
+
+// BenchmarkFIFO writes through a FIFO to a reader that does nothing with it.
+func BenchmarkFIFO(b *testing.B) {
+	for _, n := range []int{100, 1460} {
+		b.Run(fmt.Sprintf("segments of %d bytes", n), func(b *testing.B) {
+			fifo, path := newFIFO(b)
+			h := frame.NewHeader(deception.TCP, frame.MAC{}, frame.MAC{}, frame.Tags{1},
+				session(deception.TCP, "192.0.2.7:40001", "198.51.100.4:80").Source, session(deception.TCP, "192.0.2.7:40001", "198.51.100.4:80").Destination)
+			reader, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			read := make(chan struct{})
+			go func() {
+				defer close(read)
+				buf := make([]byte, 1<<20)
+				for {
+					if _, err := reader.Read(buf); err != nil {
+						return
+					}
+				}
+			}()
+			buf, segment := make([]byte, 0, 2048), frame.Segment{Flags: frame.ACK, Data: make([]byte, n)}
+			b.SetBytes(int64(n))
+			b.ReportAllocs()
+			for b.Loop() {
+				buf = h.TCP(buf[:0], &segment)
+				if err := fifo.Frame(1e18, buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := fifo.Flush(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "frames/s")
+			reader.Close()
+			<-read
+		})
+	}
+}
+
+// TestLatency: from the relay's read to the reader of the FIFO it takes little
+// time, at 200 flows a second.
+func TestLatency(t *testing.T) {
+	fifo, path := newFIFO(t)
+	f := New(Config{Lanes: 2})
+	f.Add("fifo", fifo)
+	const flows = 600
+	took := make(chan []time.Duration)
+	go func() {
+		var all []time.Duration
+		reader, err := os.Open(path) // waits for the FIFO to be opened on the other end
+		if err != nil {
+			t.Error(err)
+		}
+		defer reader.Close()
+		in := bufio.NewReaderSize(reader, 1<<20)
+		_, _ = in.Discard(frame.FileHeaderSize)
+		head, body := make([]byte, frame.RecordHeaderSize), make([]byte, 1<<16)
+		for {
+			if _, err := io.ReadFull(in, head); err != nil {
+				break
+			}
+			b := body[:binary.LittleEndian.Uint32(head[8:])]
+			if _, err := io.ReadFull(in, b); err != nil {
+				break
+			}
+			if _, at, ok := bytes.Cut(b, []byte("sent at ")); ok {
+				all = append(all, time.Since(time.Unix(0, int64(binary.BigEndian.Uint64(at)))))
+			}
+		}
+		took <- all
+	}()
+	tick := time.NewTicker(time.Second / 200)
+	defer tick.Stop()
+	for i := range flows {
+		<-tick.C
+		p := begin(f, session(deception.TCP, fmt.Sprintf("192.0.2.7:%d", 2000+i), "198.51.100.4:80")).client(request)
+		p.server("sent at " + string(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))))
+		p.end(deception.EndClientClosed)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all := <-took
+	if len(all) != flows {
+		t.Fatalf("%d flows came, want %d", len(all), flows)
+	}
+	slices.Sort(all)
+	p50, p99 := all[flows/2], all[flows*99/100]
+	t.Logf("p50 %s, p99 %s, most %s", p50, p99, all[flows-1])
+	if p50 > time.Second {
+		t.Errorf("half of what is read takes more than %s to the sensor", p50)
+	}
+}
