@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
@@ -23,19 +24,36 @@ type roster struct {
 type rosterShard struct {
 	mu       sync.Mutex // guards the rest
 	sessions map[deception.SessionKey]*known
-	ended    []deception.SessionKey // in the order of their end, from first on
-	first    int
+	names    map[names]*names // those of sessions, each once
+	ended    []deception.SessionKey
+	first    int // in ended: the one that ended longest ago
 }
 
+// known is a session in half the memory.
 type known struct {
-	session deception.Session
-	partial bool
-	ended   int64 // Unix nanoseconds when that was told; 0: it runs
+	id         deception.SessionID
+	start, end int64 // Unix nanoseconds; end is 0 while it runs
+	names      *names
+	source     [2]netip.AddrPort // as at the decoy, as at the service
+	to         [2]netip.AddrPort
+	bytes      [2]uint64
+	transport  deception.Transport
+	mode       deception.SourceMode
+	reason     deception.EndReason
+	partial    bool
+	forgetting int64 // Unix nanoseconds when its end was told; 0: it runs
+}
+
+// names are the words of a session, which many have in common.
+type names struct {
+	node, segment, decoy, service, scanner string
+	path                                   deception.Path
 }
 
 func (r *roster) init() {
 	for i := range r.shards {
 		r.shards[i].sessions = map[deception.SessionKey]*known{}
+		r.shards[i].names = map[names]*names{}
 	}
 }
 
@@ -59,19 +77,38 @@ func (r *rosterShard) know(k deception.SessionKey, s *deception.Session, now int
 		e = &known{}
 		r.sessions[k] = e
 	}
-	e.session = *s
-	e.session.SourceHead, e.session.DestinationHead = nil, nil
-	if e.ended == 0 && !s.Running() {
-		e.ended = now
+	*e = known{
+		id: s.ID, start: s.Start.UnixNano(), names: r.namesOf(s),
+		source: [2]netip.AddrPort{s.Source, s.SourceNAT}, to: [2]netip.AddrPort{s.Destination, s.DestinationNAT},
+		bytes:     [2]uint64{s.SourceBytes, s.DestinationBytes},
+		transport: s.Transport, mode: s.SourceMode, reason: s.Reason,
+		partial: e.partial, forgetting: e.forgetting,
+	}
+	if s.Running() {
+		return
+	}
+	e.end = s.End.UnixNano()
+	if e.forgetting == 0 {
+		e.forgetting = now
 		r.ended = append(r.ended, k)
 	}
+}
+
+func (r *rosterShard) namesOf(s *deception.Session) *names {
+	n := names{node: s.Node, segment: s.Segment, decoy: s.Decoy, service: s.Service, scanner: s.Scanner, path: s.Path}
+	same := r.names[n]
+	if same == nil {
+		same = &n
+		r.names[n] = same
+	}
+	return same
 }
 
 // forget drops sessions that ended long ago, and those that are too many.
 func (r *rosterShard) forget(now int64) {
 	for r.first < len(r.ended) {
 		e := r.sessions[r.ended[r.first]]
-		if len(r.ended)-r.first <= rosterEnded/rosterShards && now-e.ended < int64(rosterAge) {
+		if len(r.ended)-r.first <= rosterEnded/rosterShards && now-e.forgetting < int64(rosterAge) {
 			break
 		}
 		delete(r.sessions, r.ended[r.first])
@@ -80,6 +117,9 @@ func (r *rosterShard) forget(now int64) {
 	if r.first > len(r.ended)/2 && r.first > 1024 {
 		r.ended = append(r.ended[:0], r.ended[r.first:]...)
 		r.first = 0
+	}
+	if len(r.sessions) == 0 {
+		clear(r.names)
 	}
 }
 
@@ -93,7 +133,17 @@ func (f *Feed) Find(k deception.SessionKey) (s deception.Session, partial, ok bo
 	if e == nil {
 		return s, false, false
 	}
-	return e.session, e.partial, true
+	s = deception.Session{
+		ID: e.id, Start: time.Unix(0, e.start), Node: e.names.node, Segment: e.names.segment, Decoy: e.names.decoy,
+		Service: e.names.service, Scanner: e.names.scanner, Path: e.names.path,
+		Source: e.source[0], SourceNAT: e.source[1], Destination: e.to[0], DestinationNAT: e.to[1],
+		SourceBytes: e.bytes[0], DestinationBytes: e.bytes[1],
+		Transport: e.transport, SourceMode: e.mode, Reason: e.reason,
+	}
+	if e.end != 0 {
+		s.End = time.Unix(0, e.end)
+	}
+	return s, e.partial, true
 }
 
 // mark notes that an output did not see all of a session.
