@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -160,6 +161,19 @@ func tcpFrame(src, dst netip.AddrPort, seq, ack uint32, flags byte, text string,
 	return ipFrame(from, to, src.Addr(), dst.Addr(), 6, tcp)
 }
 
+// datagram makes the frame of one UDP datagram.
+func datagram(src, dst netip.AddrPort, text string, fromClient bool) []byte {
+	from, to := []byte{2, 1, 2, 3, 4, 5}, []byte{6, 1, 2, 3, 4, 5}
+	if !fromClient {
+		from, to = to, from
+	}
+	udp := binary.BigEndian.AppendUint16(nil, src.Port())
+	udp = binary.BigEndian.AppendUint16(udp, dst.Port())
+	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(text)))
+	udp = append(udp, 0, 0)
+	return ipFrame(from, to, src.Addr(), dst.Addr(), 17, append(udp, text...))
+}
+
 func ipFrame(from, to []byte, src, dst netip.Addr, protocol byte, payload []byte) []byte {
 	frame := append(append([]byte{}, to...), from...)
 	frame = append(frame, 8, 0)
@@ -186,10 +200,11 @@ func addresses(name string, port uint16) (client, server netip.AddrPort) {
 
 // event is what the tests read of one of Suricata's events.
 type event struct {
-	Type   string `json:"event_type"`
-	Source string `json:"src_ip"`
-	App    string `json:"app_proto"`
-	Ether  struct {
+	Type        string `json:"event_type"`
+	Source      string `json:"src_ip"`
+	Destination string `json:"dest_ip"`
+	App         string `json:"app_proto"`
+	Ether       struct {
 		Source string `json:"src_mac"`
 	} `json:"ether"`
 	Community string `json:"community_id"`
@@ -201,6 +216,9 @@ type event struct {
 	} `json:"alert"`
 	TLS map[string]any `json:"tls"`
 }
+
+// ToClient tells whether the decoy sent what the event is about.
+func (e *event) ToClient() bool { return strings.HasPrefix(e.Source, "10.9.") }
 
 // events reads a file of events.
 func events(t *testing.T, path string) []event {
