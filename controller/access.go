@@ -60,6 +60,8 @@ var rules = map[string]rule{
 	decoynetv1connect.NodeServiceUploadProcedure: {node: true},
 	decoynetv1connect.NodeServiceRenewProcedure:  {node: true, expired: true},
 
+	decoynetv1connect.NodeServiceSendPacketsProcedure: {node: true},
+
 	decoynetv1connect.AdminServiceDiffProcedure:            {role: viewer},
 	decoynetv1connect.AdminServiceApplyProcedure:           {role: operator, changes: true},
 	decoynetv1connect.AdminServiceGetDocumentProcedure:     {role: viewer},
@@ -74,6 +76,7 @@ var rules = map[string]rule{
 	decoynetv1connect.AdminServiceListEventsProcedure:      {role: viewer},
 	decoynetv1connect.AdminServiceListProbesProcedure:      {role: viewer},
 	decoynetv1connect.AdminServiceListFindingsProcedure:    {role: viewer},
+	decoynetv1connect.AdminServiceGetPacketsProcedure:      {role: viewer},
 }
 
 // caller is who makes a call.

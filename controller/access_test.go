@@ -162,6 +162,16 @@ var adminCalls = map[string]func(c decoynetv1connect.AdminServiceClient, t *test
 		}
 		return s.Err()
 	},
+	"GetPackets": func(c decoynetv1connect.AdminServiceClient, t *testing.T) error {
+		s, err := c.GetPackets(within(t), connect.NewRequest(&decoynetv1.GetPacketsRequest{}))
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		for s.Receive() {
+		}
+		return s.Err()
+	},
 	"ListEvents": func(c decoynetv1connect.AdminServiceClient, t *testing.T) error {
 		s, err := c.ListEvents(within(t), connect.NewRequest(&decoynetv1.ListEventsRequest{}))
 		if err != nil {

@@ -269,7 +269,8 @@ func (f *failures) WrapStreamingClient(next connect.StreamingClientFunc) connect
 	return next
 }
 
-// WrapStreamingHandler leaves streams alone: none changes anything.
+// WrapStreamingHandler leaves streams alone: none changes anything, and GetPackets
+// writes its own entry.
 func (f *failures) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return next
 }

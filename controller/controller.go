@@ -30,6 +30,7 @@ import (
 	"decoynet/deception"
 	"decoynet/internal/pki"
 	"decoynet/internal/registry"
+	"decoynet/internal/rpc"
 	"decoynet/internal/store"
 )
 
@@ -62,6 +63,9 @@ type Config struct {
 	Registry *registry.Registry
 	Store    Store
 	Reader   Reader // nil: sessions, events, probes and findings cannot be listed
+	// Packets gives the packets of sessions that this machine keeps; nil where it keeps
+	// none.
+	Packets rpc.Packets
 	// Data is the data directory, where the first API user's token is written for
 	// the commands on this machine; empty where that is not wanted.
 	Data    string
@@ -85,6 +89,7 @@ type timing struct {
 	recheck   time.Duration // a stream's user is looked up again
 	announce  time.Duration // URLs are announced again, old entries pruned
 	settle    time.Duration // changes are gathered before a plan is made
+	packets   time.Duration // a node that was asked for packets has to say something
 	// A peer that is gone without a word is noticed after the two together.
 	ping, pong time.Duration
 }
@@ -99,6 +104,7 @@ var usualTiming = timing{
 	recheck:   5 * time.Second,
 	announce:  time.Hour,
 	settle:    10 * time.Millisecond,
+	packets:   20 * time.Second,
 	ping:      10 * time.Second,
 	pong:      5 * time.Second,
 }
@@ -112,6 +118,7 @@ type Controller struct {
 	hub      *hub
 	presence *presence
 	refusals *limiter
+	wishes   wishes
 
 	// ctx is done when the controller closes; streams end with it.
 	ctx    context.Context

@@ -10,6 +10,7 @@ import (
 
 	"decoynet/config"
 	"decoynet/internal/registry"
+	"decoynet/internal/rpc/decoynetv1"
 )
 
 // hub holds the present plan and wakes who waits for the next. Parts are worked out
@@ -32,6 +33,28 @@ type watcher struct {
 	node string
 	wake chan struct{} // a token when there is something to look at
 	gone chan struct{} // closed when too many others watch the same node
+	// wishes are packets that somebody wants of the node; nobody reads it where the
+	// node runs in this process.
+	wishes chan *decoynetv1.PacketsWish
+}
+
+// maxAsked is how many wishes for packets may wait for a node's stream.
+const maxAsked = 4
+
+// ask tells the node, by its newest stream, that somebody wants packets. False where
+// it has none, or does not take them.
+func (h *hub) ask(node string, m *decoynetv1.PacketsWish) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	all := h.watchers[node]
+	for i := len(all) - 1; i >= 0; i-- {
+		select {
+		case all[i].wishes <- m:
+			return true
+		default:
+		}
+	}
+	return false
 }
 
 // maxWatchers is how many streams a node may have: the connection it lost, which is
@@ -55,9 +78,12 @@ func (h *hub) present() *plan {
 // node returns what is planned for the node, or nil.
 func (h *hub) node(name string) *planned { return h.present().nodes[name] }
 
-// watch begins to watch a node. The watcher is to be given to unwatch.
-func (h *hub) watch(node string) *watcher {
+// watch begins to watch a node, which may be remote or in this process. The watcher is to be given to unwatch.
+func (h *hub) watch(node string, remote bool) *watcher {
 	w := &watcher{node: node, wake: make(chan struct{}, 1), gone: make(chan struct{})}
+	if remote {
+		w.wishes = make(chan *decoynetv1.PacketsWish, maxAsked)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	all := append(h.watchers[node], w)

@@ -52,9 +52,9 @@ func (c *Controller) OfferDocument(ctx context.Context, actor, name string, sour
 // tell takes long, snapshots that were replaced meanwhile are left out.
 func (c *Controller) Watch(ctx context.Context, node string, tell func(*decoynetv1.Snapshot)) error {
 	who := &caller{node: node}
-	err := c.watch(ctx, who, func(s *decoynetv1.Snapshot) error {
+	err := c.watch(ctx, who, func(m *decoynetv1.WatchResponse) error {
 		c.presence.hear(who, "", nil, time.Now(), c.timing.lostAfter)
-		if s != nil {
+		if s := m.GetSnapshot(); s != nil {
 			tell(s)
 		}
 		return nil

@@ -19,6 +19,7 @@ import (
 	"decoynet/internal/pgtest"
 	"decoynet/internal/pki"
 	"decoynet/internal/registry"
+	"decoynet/internal/rpc"
 	"decoynet/internal/rpc/decoynetv1"
 	"decoynet/internal/rpc/decoynetv1/decoynetv1connect"
 	"decoynet/internal/store"
@@ -50,7 +51,7 @@ decoys:
 var quick = timing{
 	heartbeat: 200 * time.Millisecond, lostAfter: time.Hour, grace: 10 * time.Millisecond,
 	flush: 10 * time.Millisecond, seenFlush: 50 * time.Millisecond, sweep: 20 * time.Millisecond,
-	recheck: 50 * time.Millisecond, announce: time.Hour, settle: time.Millisecond,
+	recheck: 50 * time.Millisecond, announce: time.Hour, settle: time.Millisecond, packets: 20 * time.Second,
 	ping: 10 * time.Second, pong: 10 * time.Second,
 }
 
@@ -71,6 +72,7 @@ type options struct {
 	ttl      time.Duration // of certificates
 	store    Store         // nil for the site's own
 	reader   Reader
+	packets  rpc.Packets
 	closes   bool // the test closes the registry itself
 }
 
@@ -96,7 +98,7 @@ func newSite(t testing.TB, o options) *site {
 	}
 	s.url = "https://" + ln.Addr().String()
 	s.Controller, err = start(Config{
-		Registry: r, Store: o.store, Reader: o.reader, Data: s.data, Version: "test", URLs: []string{s.url},
+		Registry: r, Store: o.store, Reader: o.reader, Packets: o.packets, Data: s.data, Version: "test", URLs: []string{s.url},
 		CertificateTTL: o.ttl, Log: slog.New(slog.NewTextHandler(testLog{t}, nil)),
 	}, *o.timing)
 	if err != nil {

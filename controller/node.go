@@ -23,16 +23,17 @@ type nodeService struct{ c *Controller }
 func (s nodeService) Watch(ctx context.Context, req *connect.Request[decoynetv1.WatchRequest], stream *connect.ServerStream[decoynetv1.WatchResponse]) error {
 	c, who := s.c, callerOf(ctx)
 	c.hear(who, req.Msg.GetBoot())
-	return c.watch(ctx, who, func(snapshot *decoynetv1.Snapshot) error {
-		return send(ctx, stream, &decoynetv1.WatchResponse{Snapshot: snapshot, ControllerTime: time.Now().UnixNano()})
+	return c.watch(ctx, who, func(m *decoynetv1.WatchResponse) error {
+		m.ControllerTime = time.Now().UnixNano()
+		return send(ctx, stream, m)
 	})
 }
 
-// watch calls tell with the node's snapshot, then with each new one, and with nil for
-// a heartbeat in between. It returns when ctx is done, the controller stops, tell
+// watch calls tell with the node's snapshot, then with each new one, with wishes for
+// packets, and with nothing for a heartbeat in between. It returns when ctx is done, the controller stops, tell
 // fails, or the caller is no longer allowed to watch.
-func (c *Controller) watch(ctx context.Context, who *caller, tell func(*decoynetv1.Snapshot) error) error {
-	w := c.hub.watch(who.node)
+func (c *Controller) watch(ctx context.Context, who *caller, tell func(*decoynetv1.WatchResponse) error) error {
+	w := c.hub.watch(who.node, who.generation != 0)
 	defer c.hub.unwatch(w)
 	beat := time.NewTicker(c.timing.heartbeat)
 	defer beat.Stop()
@@ -45,7 +46,7 @@ func (c *Controller) watch(ctx context.Context, who *caller, tell func(*decoynet
 		if snapshot != nil {
 			last = snapshot.Revision
 		}
-		if err := tell(snapshot); err != nil {
+		if err := tell(&decoynetv1.WatchResponse{Snapshot: snapshot}); err != nil {
 			return err
 		}
 		snapshot = nil
@@ -59,6 +60,10 @@ func (c *Controller) watch(ctx context.Context, who *caller, tell func(*decoynet
 				return connect.NewError(connect.CodeAborted, errors.New("the node has newer connections than this one"))
 			case <-beat.C:
 				woken = true
+			case m := <-w.wishes:
+				if err := tell(&decoynetv1.WatchResponse{Packets: m}); err != nil {
+					return err
+				}
 			case <-w.wake:
 				if who.generation != 0 {
 					if refusal, _ := c.nodeStanding(who); refusal != nil {

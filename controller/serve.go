@@ -137,7 +137,8 @@ func isStream(path string) bool {
 	switch path {
 	case decoynetv1connect.NodeServiceWatchProcedure,
 		decoynetv1connect.AdminServiceListSessionsProcedure, decoynetv1connect.AdminServiceListEventsProcedure,
-		decoynetv1connect.AdminServiceListProbesProcedure, decoynetv1connect.AdminServiceListFindingsProcedure:
+		decoynetv1connect.AdminServiceListProbesProcedure, decoynetv1connect.AdminServiceListFindingsProcedure,
+		decoynetv1connect.AdminServiceGetPacketsProcedure, decoynetv1connect.NodeServiceSendPacketsProcedure:
 		return true
 	}
 	return false

@@ -140,7 +140,8 @@ func openPlane(o upOptions, doc *config.Document, at netip.AddrPort, urls []stri
 		return p, fmt.Errorf("open the controller's registry: %w", err)
 	}
 	if p.Controller, err = controller.New(controller.Config{
-		Registry: p.registry, Store: p.records, Reader: p.reader, Data: o.data, Version: version, URLs: p.urls, Log: o.log,
+		Registry: p.registry, Store: p.records, Reader: p.reader, Packets: keptPackets(o.data),
+		Data: o.data, Version: version, URLs: p.urls, Log: o.log,
 	}); err != nil {
 		return p, err
 	}

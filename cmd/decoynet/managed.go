@@ -52,7 +52,7 @@ func upManaged(ctx context.Context, o upOptions) error {
 	}
 	client, err := rpc.NewClient(rpc.ClientConfig{
 		Identity: identity, Spool: queue, Dir: o.data, Version: version, Boot: deception.NewSessionID(time.Now()).String(),
-		Held: n.held, Apply: m.offer, Report: n.report, Log: o.log,
+		Held: n.held, Apply: m.offer, Report: n.report, Packets: keptPackets(o.data), Log: o.log,
 	})
 	if err != nil {
 		return errors.Join(err, n.close(context.Background()), queue.Close(context.Background()))

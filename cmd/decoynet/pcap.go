@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"decoynet/deception"
 	"decoynet/internal/archive"
+	"decoynet/internal/rpc"
+	"decoynet/internal/rpc/decoynetv1"
 	"decoynet/internal/store"
 )
 
@@ -28,7 +31,8 @@ func pcapCommand() *cobra.Command {
 		Use:   "pcap SESSION > FILE",
 		Short: "Write the packets of a session as a pcap file",
 		Long: "Write the packets of a session as a pcap file, for Wireshark and the like, as far as they are still kept (inspect: pcap in\n" +
-			"the document). They carry the intruder's and the decoy's addresses; the MAC addresses hold the session's identifier.",
+			"the document). They carry the intruder's and the decoy's addresses; the MAC addresses hold the session's identifier.\n" +
+			"With --server, and on a controller's machine, they come from whatever node has them.",
 		Example: "  decoynet pcap 01234567-89ab-7def-8123-456789abcdef > f.pcap",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -44,11 +48,11 @@ func pcapCommand() *cobra.Command {
 		if err != nil {
 			return &exitError{2, err}
 		}
-		found, err := f.extract(cmd.Context(), id, out)
+		capped, err := f.extract(cmd.Context(), id, out)
 		if err = errors.Join(err, finish()); err != nil {
 			return err
 		}
-		if found.Capped {
+		if capped {
 			fmt.Fprintln(cmd.ErrOrStderr(), "packets are left out: the session reached the limit that the document sets (inspect: pcap)")
 		}
 		return nil
@@ -74,17 +78,59 @@ func (f *pcapFlags) out(standard io.Writer) (out io.Writer, finish func() error,
 	return standard, func() error { return nil }, nil
 }
 
-// extract takes the packets from this machine's archive.
-func (f *pcapFlags) extract(ctx context.Context, id deception.SessionID, out io.Writer) (archive.Extracted, error) {
+// keptPackets gives the packets that this machine keeps.
+func keptPackets(data string) rpc.Packets {
+	return func(ctx context.Context, id deception.SessionID, start, end time.Time, w io.Writer) (capped bool, err error) {
+		found, err := archive.Extract(ctx, packetsPath(data), id, start, end, w)
+		return found.Capped, err
+	}
+}
+
+// extract takes the packets from this machine's archive or, where a controller is
+// named or runs here, from the node that has them.
+func (f *pcapFlags) extract(ctx context.Context, id deception.SessionID, out io.Writer) (capped bool, err error) {
+	if f.server != "" || os.Getenv("DECOYNET_SERVER") != "" {
+		return f.fetch(ctx, id, out)
+	}
 	start, end, known, err := f.times(ctx, id)
 	if err != nil {
-		return archive.Extracted{}, err
+		return false, err
 	}
-	found, err := archive.Extract(packetsPath(f.data), id, start, end, out)
-	if errors.Is(err, archive.ErrNotKept) && !known {
-		err = fmt.Errorf("%w (and no session of that identifier is on record in %s)", err, storePath(upOptions{data: f.data, store: f.store}))
+	capped, err = keptPackets(f.data)(ctx, id, start, end, out)
+	if !errors.Is(err, archive.ErrNotKept) {
+		return capped, err
 	}
-	return found, err
+	if _, missing := f.localWord(); missing == nil {
+		return f.fetch(ctx, id, out)
+	}
+	if known {
+		return false, err
+	}
+	if node, _ := identityIfAny(f.data); node != nil {
+		return false, fmt.Errorf("%w; `decoynet pcap` at the controller of node %s asks the others, too", err, node.Node())
+	}
+	return false, fmt.Errorf("%w (and no session of that identifier is on record in %s)", err, storePath(upOptions{data: f.data, store: f.store}))
+}
+
+// fetch takes the packets from the controller, which gets them from the node that
+// has them.
+func (f *pcapFlags) fetch(ctx context.Context, id deception.SessionID, out io.Writer) (capped bool, err error) {
+	client, err := f.client()
+	if err != nil {
+		return false, err
+	}
+	stream, err := client.GetPackets(ctx, connect.NewRequest(&decoynetv1.GetPacketsRequest{Session: id.String()}))
+	if err != nil {
+		return false, refusal(err)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		capped = stream.Msg().GetCapped()
+		if _, err := out.Write(stream.Msg().GetData()); err != nil {
+			return capped, fmt.Errorf("write the packets: %w", err)
+		}
+	}
+	return capped, refusal(stream.Err())
 }
 
 // times returns from when to when the session ran, by the record. Where there is
@@ -127,12 +173,15 @@ type newFile struct {
 }
 
 func (n *newFile) Write(b []byte) (int, error) {
-	if n.file == nil {
+	if n.file == nil && len(b) > 0 {
 		f, err := os.OpenFile(n.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
 			return 0, err
 		}
 		n.file = f
+	}
+	if len(b) == 0 {
+		return 0, nil
 	}
 	return n.file.Write(b)
 }

@@ -73,7 +73,7 @@ func TestSizeLimit(t *testing.T) {
 	for i := 0; i < len(flows); i += 20 {
 		f := flows[i]
 		var out bytes.Buffer
-		switch found, err := Extract(dir, f.id, f.id.Time(), f.at, &out); {
+		switch found, err := Extract(t.Context(), dir, f.id, f.id.Time(), f.at, &out); {
 		case err == nil && found.Packets > 0: // of one, a part may have gone
 			kept++
 		case !errors.Is(err, ErrNotKept):
@@ -137,7 +137,7 @@ func TestWrittenSoon(t *testing.T) {
 	put(t, a, f)
 	within(t, "the packets are there", func() bool {
 		var out bytes.Buffer
-		found, err := Extract(dir, f.id, f.id.Time(), f.at, &out)
+		found, err := Extract(t.Context(), dir, f.id, f.id.Time(), f.at, &out)
 		return err == nil && found.Packets == len(f.frames)
 	})
 }
@@ -266,7 +266,7 @@ func TestDeletedByOthers(t *testing.T) {
 	put(t, a, f)
 	within(t, "it is there again", func() bool {
 		var out bytes.Buffer
-		found, err := Extract(dir, f.id, f.id.Time(), f.at, &out)
+		found, err := Extract(t.Context(), dir, f.id, f.id.Time(), f.at, &out)
 		return err == nil && found.Packets == len(f.frames)
 	})
 }

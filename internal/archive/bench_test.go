@@ -77,7 +77,7 @@ func BenchmarkExtract(b *testing.B) {
 		b.Run(fmt.Sprintf("session-%d", i), func(b *testing.B) {
 			for b.Loop() {
 				var out bytes.Buffer
-				if found, err := Extract(dir, f.id, f.id.Time(), f.at, &out); err != nil || found.Packets != len(f.frames) {
+				if found, err := Extract(b.Context(), dir, f.id, f.id.Time(), f.at, &out); err != nil || found.Packets != len(f.frames) {
 					b.Fatalf("%+v, %v", found, err)
 				}
 			}
@@ -87,7 +87,7 @@ func BenchmarkExtract(b *testing.B) {
 	b.Run("none", func(b *testing.B) {
 		id := deception.NewSessionID(time.Now())
 		for b.Loop() {
-			if _, err := Extract(dir, id, id.Time(), time.Now(), io.Discard); err == nil {
+			if _, err := Extract(b.Context(), dir, id, id.Time(), time.Now(), io.Discard); err == nil {
 				b.Fatal("found")
 			}
 		}

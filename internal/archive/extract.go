@@ -3,6 +3,7 @@ package archive
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ type Extracted struct {
 // tags, which are numbers of the feed's own, are taken off; the MAC addresses stay.
 // Nothing is written where there is none: the error wraps ErrNotKept then. The
 // archive may be written to meanwhile.
-func Extract(dir string, id deception.SessionID, start, end time.Time, w io.Writer) (Extracted, error) {
+func Extract(ctx context.Context, dir string, id deception.SessionID, start, end time.Time, w io.Writer) (Extracted, error) {
 	list, err := listFiles(dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(list) == 0 {
 		return Extracted{}, fmt.Errorf("session %s: %w: this machine keeps no packets (inspect: pcap in the document)", id, ErrNotKept)
@@ -53,7 +54,7 @@ func Extract(dir string, id deception.SessionID, start, end time.Time, w io.Writ
 	if end.IsZero() {
 		end = time.Now()
 	}
-	x := extraction{dir: dir, want: wanted(id)}
+	x := extraction{ctx: ctx, dir: dir, want: wanted(id)}
 	near, others := apart(list, start.Add(-skew), end.Add(skew))
 	if err = x.search(near); err == nil && len(x.hits) == 0 {
 		near, _ = apart(others, start.Add(-wildSkew), end.Add(wildSkew))
@@ -110,6 +111,7 @@ type hit struct {
 
 // extraction is one Extract at work.
 type extraction struct {
+	ctx   context.Context
 	dir   string
 	want  [2][addresses]byte
 	files []string
@@ -121,6 +123,9 @@ type extraction struct {
 func (x *extraction) search(list []file) error {
 	in := bufio.NewReaderSize(nil, readBuffer)
 	for _, f := range list {
+		if err := x.ctx.Err(); err != nil {
+			return err
+		}
 		if err := x.searchFile(f.name, in); err != nil {
 			return err
 		}

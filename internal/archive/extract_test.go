@@ -89,7 +89,7 @@ func TestNotKeptSaysWhy(t *testing.T) {
 	fails := func(dir string, f *flow, says string) {
 		t.Helper()
 		var out bytes.Buffer
-		if _, err := Extract(dir, f.id, f.id.Time(), f.at, &out); !errors.Is(err, ErrNotKept) || !strings.Contains(err.Error(), says) || out.Len() > 0 {
+		if _, err := Extract(t.Context(), dir, f.id, f.id.Time(), f.at, &out); !errors.Is(err, ErrNotKept) || !strings.Contains(err.Error(), says) || out.Len() > 0 {
 			t.Errorf("error %v, %d bytes; want %s", err, out.Len(), says)
 		}
 	}
@@ -112,7 +112,7 @@ func TestWrongClock(t *testing.T) {
 	flush(t, a)
 	for _, off := range []time.Duration{-20 * time.Hour, 20 * time.Hour} {
 		var out bytes.Buffer
-		if found, err := Extract(dir, f.id, f.id.Time().Add(off), f.at.Add(off), &out); err != nil || found.Packets != len(f.frames) {
+		if found, err := Extract(t.Context(), dir, f.id, f.id.Time().Add(off), f.at.Add(off), &out); err != nil || found.Packets != len(f.frames) {
 			t.Errorf("with a clock that is %v off: %+v, %v", off, found, err)
 		}
 	}
@@ -139,7 +139,7 @@ func TestExtractWhileWriting(t *testing.T) {
 		put(t, a, f)
 		flush(t, a)
 		var out bytes.Buffer
-		found, err := Extract(dir, f.id, f.id.Time(), f.at, &out)
+		found, err := Extract(t.Context(), dir, f.id, f.id.Time(), f.at, &out)
 		// It may have expired in this moment: the limit is a few thousand sessions.
 		if err != nil && !errors.Is(err, ErrNotKept) || err == nil && found.Packets > len(f.frames) {
 			t.Errorf("%+v, %v", found, err)

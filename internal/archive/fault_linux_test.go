@@ -3,6 +3,7 @@ package archive
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -93,7 +94,7 @@ func TestKilledProcess(t *testing.T) {
 		t.Helper()
 		for _, i := range []int{0, len(ids) / 2, len(ids) - 1} {
 			var text bytes.Buffer
-			if found, err := Extract(dir, ids[i], ids[i].Time(), time.Time{}, &text); err != nil || found.Packets != 12 {
+			if found, err := Extract(context.Background(), dir, ids[i], ids[i].Time(), time.Time{}, &text); err != nil || found.Packets != 12 {
 				t.Errorf("session %d of %d: %+v, %v", i, len(ids), found, err)
 			}
 		}
@@ -195,7 +196,7 @@ func diskFull(dir string) error {
 
 func complete(a *Archive, f *flow) error {
 	var text bytes.Buffer
-	found, err := Extract(a.files.dir, f.id, f.id.Time(), f.at, &text)
+	found, err := Extract(context.Background(), a.files.dir, f.id, f.id.Time(), f.at, &text)
 	if err == nil && found.Packets != len(f.frames) {
 		err = fmt.Errorf("%d packets of %d", found.Packets, len(f.frames))
 	}

@@ -91,7 +91,7 @@ func flush(t testing.TB, a *Archive) {
 func extract(t testing.TB, dir string, f *flow) (string, Extracted) {
 	t.Helper()
 	var text bytes.Buffer
-	found, err := Extract(dir, f.id, f.id.Time(), f.at, &text)
+	found, err := Extract(t.Context(), dir, f.id, f.id.Time(), f.at, &text)
 	if err != nil {
 		t.Fatal(err)
 	}

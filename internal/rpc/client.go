@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// ClientConfig is what a Client needs. All but Log must be given.
+// ClientConfig is what a Client needs. All but Packets and Log must be given.
 type ClientConfig struct {
 	Identity *pki.Identity
 	Spool    *spool.Spool
@@ -32,7 +32,9 @@ type ClientConfig struct {
 	// Report says how the node is. The client fills in what it knows by itself:
 	// version, platform, boot, time, spool, and the revision where it is empty.
 	Report func() *decoynetv1.ReportRequest
-	Log    *slog.Logger
+	// Packets gives controllers the packets of sessions; nil where none are kept.
+	Packets Packets
+	Log     *slog.Logger
 }
 
 // Client is a node's side of the conversation with its controllers. It stays
@@ -50,9 +52,11 @@ type Client struct {
 	soon    chan struct{} // a token when a report is due
 	updated chan struct{} // a token when wanted holds a snapshot
 	met     chan struct{} // a token when a controller began to be heard from
+	asked   chan asked    // packets that controllers want
 
 	watching  links // of Watch, Report and Renew
 	uploading links // of Upload, so that one that hangs holds up nothing
+	sending   links // of SendPackets, likewise
 
 	mu      sync.Mutex // guards everything below
 	status  Status
@@ -149,6 +153,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		renewed: make(chan struct{}),
 		updated: make(chan struct{}, 1),
 		met:     make(chan struct{}, 1),
+		asked:   make(chan asked, maxAsked),
 		urls:    cfg.Identity.Controllers(),
 		dropped: cfg.Spool.Stats().Dropped,
 		noted:   map[string]string{},
@@ -166,14 +171,15 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 
 // Run works until ctx is done. It returns when nothing of it runs any more.
 func (c *Client) Run(ctx context.Context) {
-	c.watching.client, c.uploading.client = c, c
+	c.watching.client, c.uploading.client, c.sending.client = c, c, c
 	var wg sync.WaitGroup
-	for _, loop := range []func(context.Context){c.watchLoop, c.applyLoop, c.reportLoop, c.uploadLoop, c.renewLoop} {
+	for _, loop := range []func(context.Context){c.watchLoop, c.applyLoop, c.reportLoop, c.uploadLoop, c.renewLoop, c.packetsLoop} {
 		wg.Go(func() { loop(ctx) })
 	}
 	wg.Wait()
 	c.watching.close()
 	c.uploading.close()
+	c.sending.close()
 }
 
 // ReportSoon makes the next report come at once (a quarter of a second after the

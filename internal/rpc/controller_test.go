@@ -349,3 +349,8 @@ func (c *controller) Enrol(_ context.Context, req *connect.Request[decoynetv1.En
 		Node: name, Certificate: der, Ca: c.Certificate().Raw, Controllers: []string{c.url, "https://other.example:7443"},
 	}), nil
 }
+
+// SendPackets is proved with a real controller, in package controller.
+func (c *controller) SendPackets(context.Context, *connect.ClientStream[decoynetv1.SendPacketsRequest]) (*connect.Response[decoynetv1.SendPacketsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("not here"))
+}

@@ -31,6 +31,7 @@ func (c *Client) watchLoop(ctx context.Context) {
 		}
 		if errors.Is(err, errSilent) { // what is on its way to it waits in vain
 			c.uploading.drop(url)
+			c.sending.drop(url)
 		}
 		if ctx.Err() != nil {
 			c.disconnected(url, ctx.Err())
@@ -96,6 +97,9 @@ func (c *Client) watch(ctx context.Context, url string, renewal <-chan struct{})
 		c.heard(m.GetControllerTime())
 		if s := m.GetSnapshot(); s != nil {
 			c.offer(s)
+		}
+		if p := m.GetPackets(); p != nil {
+			c.ask(url, p)
 		}
 	}
 	if !since.IsZero() {

@@ -76,7 +76,7 @@ func (x ReportRequest_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReportRequest_State.Descriptor instead.
 func (ReportRequest_State) EnumDescriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{6, 0}
+	return file_decoynet_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type EnrolRequest struct {
@@ -279,6 +279,7 @@ type WatchResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Snapshot       *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                    // unset in a heartbeat
 	ControllerTime int64                  `protobuf:"varint,2,opt,name=controller_time,json=controllerTime,proto3" json:"controller_time,omitempty"` // ns since 1970
+	Packets        *PacketsWish           `protobuf:"bytes,3,opt,name=packets,proto3" json:"packets,omitempty"`                                      // somebody wants packets; unset as a rule
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -327,6 +328,186 @@ func (x *WatchResponse) GetControllerTime() int64 {
 	return 0
 }
 
+func (x *WatchResponse) GetPackets() *PacketsWish {
+	if x != nil {
+		return x.Packets
+	}
+	return nil
+}
+
+// PacketsWish asks a node for the packets of a session, in case that it keeps them.
+type PacketsWish struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // to be named in the answer
+	Session       []byte                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Start         int64                  `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"` // of the session, ns since 1970
+	End           int64                  `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"`     // 0 while it runs, and where that is not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PacketsWish) Reset() {
+	*x = PacketsWish{}
+	mi := &file_decoynet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PacketsWish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PacketsWish) ProtoMessage() {}
+
+func (x *PacketsWish) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PacketsWish.ProtoReflect.Descriptor instead.
+func (*PacketsWish) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PacketsWish) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *PacketsWish) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *PacketsWish) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *PacketsWish) GetEnd() int64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+type SendPacketsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Wish          []byte                 `protobuf:"bytes,1,opt,name=wish,proto3" json:"wish,omitempty"`       // in the first message
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`       // the next piece of the file, at most 1 MB
+	Missing       string                 `protobuf:"bytes,3,opt,name=missing,proto3" json:"missing,omitempty"` // why there is none, or no more; the last message then
+	Capped        bool                   `protobuf:"varint,4,opt,name=capped,proto3" json:"capped,omitempty"`  // in the last message: the session reached the limit of its packets
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendPacketsRequest) Reset() {
+	*x = SendPacketsRequest{}
+	mi := &file_decoynet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendPacketsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendPacketsRequest) ProtoMessage() {}
+
+func (x *SendPacketsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendPacketsRequest.ProtoReflect.Descriptor instead.
+func (*SendPacketsRequest) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SendPacketsRequest) GetWish() []byte {
+	if x != nil {
+		return x.Wish
+	}
+	return nil
+}
+
+func (x *SendPacketsRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *SendPacketsRequest) GetMissing() string {
+	if x != nil {
+		return x.Missing
+	}
+	return ""
+}
+
+func (x *SendPacketsRequest) GetCapped() bool {
+	if x != nil {
+		return x.Capped
+	}
+	return false
+}
+
+type SendPacketsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendPacketsResponse) Reset() {
+	*x = SendPacketsResponse{}
+	mi := &file_decoynet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendPacketsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendPacketsResponse) ProtoMessage() {}
+
+func (x *SendPacketsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendPacketsResponse.ProtoReflect.Descriptor instead.
+func (*SendPacketsResponse) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{6}
+}
+
 // Snapshot is a node's whole part of the desired state.
 type Snapshot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -342,7 +523,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_decoynet_proto_msgTypes[4]
+	mi := &file_decoynet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +535,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[4]
+	mi := &file_decoynet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +548,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{4}
+	return file_decoynet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Snapshot) GetRevision() string {
@@ -423,7 +604,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_decoynet_proto_msgTypes[5]
+	mi := &file_decoynet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +616,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[5]
+	mi := &file_decoynet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +629,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{5}
+	return file_decoynet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Peer) GetNode() string {
@@ -485,7 +666,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_decoynet_proto_msgTypes[6]
+	mi := &file_decoynet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +678,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[6]
+	mi := &file_decoynet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +691,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{6}
+	return file_decoynet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReportRequest) GetVersion() string {
@@ -609,7 +790,7 @@ type GatewayLink struct {
 
 func (x *GatewayLink) Reset() {
 	*x = GatewayLink{}
-	mi := &file_decoynet_proto_msgTypes[7]
+	mi := &file_decoynet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +802,7 @@ func (x *GatewayLink) String() string {
 func (*GatewayLink) ProtoMessage() {}
 
 func (x *GatewayLink) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[7]
+	mi := &file_decoynet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +815,7 @@ func (x *GatewayLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayLink.ProtoReflect.Descriptor instead.
 func (*GatewayLink) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{7}
+	return file_decoynet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GatewayLink) GetName() string {
@@ -676,7 +857,7 @@ type Spool struct {
 
 func (x *Spool) Reset() {
 	*x = Spool{}
-	mi := &file_decoynet_proto_msgTypes[8]
+	mi := &file_decoynet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -688,7 +869,7 @@ func (x *Spool) String() string {
 func (*Spool) ProtoMessage() {}
 
 func (x *Spool) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[8]
+	mi := &file_decoynet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -701,7 +882,7 @@ func (x *Spool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spool.ProtoReflect.Descriptor instead.
 func (*Spool) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{8}
+	return file_decoynet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Spool) GetWaiting() uint64 {
@@ -734,7 +915,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_decoynet_proto_msgTypes[9]
+	mi := &file_decoynet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +927,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[9]
+	mi := &file_decoynet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +940,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{9}
+	return file_decoynet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReportResponse) GetControllerTime() int64 {
@@ -779,7 +960,7 @@ type UploadRequest struct {
 
 func (x *UploadRequest) Reset() {
 	*x = UploadRequest{}
-	mi := &file_decoynet_proto_msgTypes[10]
+	mi := &file_decoynet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +972,7 @@ func (x *UploadRequest) String() string {
 func (*UploadRequest) ProtoMessage() {}
 
 func (x *UploadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[10]
+	mi := &file_decoynet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +985,7 @@ func (x *UploadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadRequest.ProtoReflect.Descriptor instead.
 func (*UploadRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{10}
+	return file_decoynet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UploadRequest) GetBoot() string {
@@ -829,7 +1010,7 @@ type UploadResponse struct {
 
 func (x *UploadResponse) Reset() {
 	*x = UploadResponse{}
-	mi := &file_decoynet_proto_msgTypes[11]
+	mi := &file_decoynet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +1022,7 @@ func (x *UploadResponse) String() string {
 func (*UploadResponse) ProtoMessage() {}
 
 func (x *UploadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[11]
+	mi := &file_decoynet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +1035,7 @@ func (x *UploadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadResponse.ProtoReflect.Descriptor instead.
 func (*UploadResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{11}
+	return file_decoynet_proto_rawDescGZIP(), []int{14}
 }
 
 type RenewRequest struct {
@@ -866,7 +1047,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_decoynet_proto_msgTypes[12]
+	mi := &file_decoynet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1059,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[12]
+	mi := &file_decoynet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1072,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{12}
+	return file_decoynet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -911,7 +1092,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_decoynet_proto_msgTypes[13]
+	mi := &file_decoynet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1104,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[13]
+	mi := &file_decoynet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1117,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{13}
+	return file_decoynet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -970,7 +1151,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_decoynet_proto_msgTypes[14]
+	mi := &file_decoynet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1163,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[14]
+	mi := &file_decoynet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1176,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{14}
+	return file_decoynet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Record) GetKind() isRecord_Kind {
@@ -1115,7 +1296,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_decoynet_proto_msgTypes[15]
+	mi := &file_decoynet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1308,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[15]
+	mi := &file_decoynet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1321,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{15}
+	return file_decoynet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Session) GetId() []byte {
@@ -1311,7 +1492,7 @@ type Analysis struct {
 
 func (x *Analysis) Reset() {
 	*x = Analysis{}
-	mi := &file_decoynet_proto_msgTypes[16]
+	mi := &file_decoynet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1504,7 @@ func (x *Analysis) String() string {
 func (*Analysis) ProtoMessage() {}
 
 func (x *Analysis) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[16]
+	mi := &file_decoynet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1517,7 @@ func (x *Analysis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Analysis.ProtoReflect.Descriptor instead.
 func (*Analysis) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{16}
+	return file_decoynet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Analysis) GetFindings() uint64 {
@@ -1436,7 +1617,7 @@ type SourceSeen struct {
 
 func (x *SourceSeen) Reset() {
 	*x = SourceSeen{}
-	mi := &file_decoynet_proto_msgTypes[17]
+	mi := &file_decoynet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1629,7 @@ func (x *SourceSeen) String() string {
 func (*SourceSeen) ProtoMessage() {}
 
 func (x *SourceSeen) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[17]
+	mi := &file_decoynet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1642,7 @@ func (x *SourceSeen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceSeen.ProtoReflect.Descriptor instead.
 func (*SourceSeen) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{17}
+	return file_decoynet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SourceSeen) GetSession() []byte {
@@ -1511,7 +1692,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_decoynet_proto_msgTypes[18]
+	mi := &file_decoynet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1704,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[18]
+	mi := &file_decoynet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1717,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{18}
+	return file_decoynet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Event) GetId() []byte {
@@ -1640,7 +1821,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_decoynet_proto_msgTypes[19]
+	mi := &file_decoynet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1833,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[19]
+	mi := &file_decoynet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1846,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{19}
+	return file_decoynet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Probe) GetId() []byte {
@@ -1833,7 +2014,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_decoynet_proto_msgTypes[20]
+	mi := &file_decoynet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +2026,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[20]
+	mi := &file_decoynet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +2039,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{20}
+	return file_decoynet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finding) GetId() []byte {
@@ -1982,7 +2163,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_decoynet_proto_msgTypes[21]
+	mi := &file_decoynet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2175,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[21]
+	mi := &file_decoynet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2188,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{21}
+	return file_decoynet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Alert) GetGid() uint32 {
@@ -2072,7 +2253,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_decoynet_proto_msgTypes[22]
+	mi := &file_decoynet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2265,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[22]
+	mi := &file_decoynet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2278,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{22}
+	return file_decoynet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Place) GetNode() string {
@@ -2138,7 +2319,7 @@ type DiffRequest struct {
 
 func (x *DiffRequest) Reset() {
 	*x = DiffRequest{}
-	mi := &file_decoynet_proto_msgTypes[23]
+	mi := &file_decoynet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2331,7 @@ func (x *DiffRequest) String() string {
 func (*DiffRequest) ProtoMessage() {}
 
 func (x *DiffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[23]
+	mi := &file_decoynet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2344,7 @@ func (x *DiffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffRequest.ProtoReflect.Descriptor instead.
 func (*DiffRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{23}
+	return file_decoynet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DiffRequest) GetDocument() []byte {
@@ -2191,7 +2372,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_decoynet_proto_msgTypes[24]
+	mi := &file_decoynet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2384,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[24]
+	mi := &file_decoynet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2397,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{24}
+	return file_decoynet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Change) GetNode() string {
@@ -2243,7 +2424,7 @@ type DiffResponse struct {
 
 func (x *DiffResponse) Reset() {
 	*x = DiffResponse{}
-	mi := &file_decoynet_proto_msgTypes[25]
+	mi := &file_decoynet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2436,7 @@ func (x *DiffResponse) String() string {
 func (*DiffResponse) ProtoMessage() {}
 
 func (x *DiffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[25]
+	mi := &file_decoynet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2449,7 @@ func (x *DiffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffResponse.ProtoReflect.Descriptor instead.
 func (*DiffResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{25}
+	return file_decoynet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DiffResponse) GetChanges() []*Change {
@@ -2296,7 +2477,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_decoynet_proto_msgTypes[26]
+	mi := &file_decoynet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2489,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[26]
+	mi := &file_decoynet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2502,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{26}
+	return file_decoynet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApplyRequest) GetDocument() []byte {
@@ -2355,7 +2536,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_decoynet_proto_msgTypes[27]
+	mi := &file_decoynet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2548,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[27]
+	mi := &file_decoynet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2561,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{27}
+	return file_decoynet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApplyResponse) GetRevision() string {
@@ -2405,7 +2586,7 @@ type GetDocumentRequest struct {
 
 func (x *GetDocumentRequest) Reset() {
 	*x = GetDocumentRequest{}
-	mi := &file_decoynet_proto_msgTypes[28]
+	mi := &file_decoynet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2598,7 @@ func (x *GetDocumentRequest) String() string {
 func (*GetDocumentRequest) ProtoMessage() {}
 
 func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[28]
+	mi := &file_decoynet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2611,7 @@ func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentRequest.ProtoReflect.Descriptor instead.
 func (*GetDocumentRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{28}
+	return file_decoynet_proto_rawDescGZIP(), []int{31}
 }
 
 type GetDocumentResponse struct {
@@ -2445,7 +2626,7 @@ type GetDocumentResponse struct {
 
 func (x *GetDocumentResponse) Reset() {
 	*x = GetDocumentResponse{}
-	mi := &file_decoynet_proto_msgTypes[29]
+	mi := &file_decoynet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2638,7 @@ func (x *GetDocumentResponse) String() string {
 func (*GetDocumentResponse) ProtoMessage() {}
 
 func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[29]
+	mi := &file_decoynet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2651,7 @@ func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentResponse.ProtoReflect.Descriptor instead.
 func (*GetDocumentResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{29}
+	return file_decoynet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetDocumentResponse) GetDocument() []byte {
@@ -2509,7 +2690,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_decoynet_proto_msgTypes[30]
+	mi := &file_decoynet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2521,7 +2702,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[30]
+	mi := &file_decoynet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2534,7 +2715,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{30}
+	return file_decoynet_proto_rawDescGZIP(), []int{33}
 }
 
 type ListNodesResponse struct {
@@ -2546,7 +2727,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_decoynet_proto_msgTypes[31]
+	mi := &file_decoynet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2739,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[31]
+	mi := &file_decoynet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2752,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{31}
+	return file_decoynet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListNodesResponse) GetNodes() []*NodeInfo {
@@ -2604,7 +2785,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_decoynet_proto_msgTypes[32]
+	mi := &file_decoynet_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2797,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[32]
+	mi := &file_decoynet_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2810,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{32}
+	return file_decoynet_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeInfo) GetName() string {
@@ -2747,7 +2928,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_decoynet_proto_msgTypes[33]
+	mi := &file_decoynet_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2940,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[33]
+	mi := &file_decoynet_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2953,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{33}
+	return file_decoynet_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -2802,7 +2983,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_decoynet_proto_msgTypes[34]
+	mi := &file_decoynet_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2995,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[34]
+	mi := &file_decoynet_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3008,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{34}
+	return file_decoynet_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2874,7 +3055,7 @@ type RevokeNodeRequest struct {
 
 func (x *RevokeNodeRequest) Reset() {
 	*x = RevokeNodeRequest{}
-	mi := &file_decoynet_proto_msgTypes[35]
+	mi := &file_decoynet_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +3067,7 @@ func (x *RevokeNodeRequest) String() string {
 func (*RevokeNodeRequest) ProtoMessage() {}
 
 func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[35]
+	mi := &file_decoynet_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2899,7 +3080,7 @@ func (x *RevokeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{35}
+	return file_decoynet_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeNodeRequest) GetNode() string {
@@ -2917,7 +3098,7 @@ type RevokeNodeResponse struct {
 
 func (x *RevokeNodeResponse) Reset() {
 	*x = RevokeNodeResponse{}
-	mi := &file_decoynet_proto_msgTypes[36]
+	mi := &file_decoynet_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3110,7 @@ func (x *RevokeNodeResponse) String() string {
 func (*RevokeNodeResponse) ProtoMessage() {}
 
 func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[36]
+	mi := &file_decoynet_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3123,7 @@ func (x *RevokeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeNodeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{36}
+	return file_decoynet_proto_rawDescGZIP(), []int{39}
 }
 
 type CreateUserRequest struct {
@@ -2955,7 +3136,7 @@ type CreateUserRequest struct {
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_decoynet_proto_msgTypes[37]
+	mi := &file_decoynet_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3148,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[37]
+	mi := &file_decoynet_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3161,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{37}
+	return file_decoynet_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateUserRequest) GetName() string {
@@ -3006,7 +3187,7 @@ type CreateUserResponse struct {
 
 func (x *CreateUserResponse) Reset() {
 	*x = CreateUserResponse{}
-	mi := &file_decoynet_proto_msgTypes[38]
+	mi := &file_decoynet_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3199,7 @@ func (x *CreateUserResponse) String() string {
 func (*CreateUserResponse) ProtoMessage() {}
 
 func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[38]
+	mi := &file_decoynet_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3212,7 @@ func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
 func (*CreateUserResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{38}
+	return file_decoynet_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateUserResponse) GetToken() string {
@@ -3050,7 +3231,7 @@ type DeleteUserRequest struct {
 
 func (x *DeleteUserRequest) Reset() {
 	*x = DeleteUserRequest{}
-	mi := &file_decoynet_proto_msgTypes[39]
+	mi := &file_decoynet_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3243,7 @@ func (x *DeleteUserRequest) String() string {
 func (*DeleteUserRequest) ProtoMessage() {}
 
 func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[39]
+	mi := &file_decoynet_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3256,7 @@ func (x *DeleteUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserRequest.ProtoReflect.Descriptor instead.
 func (*DeleteUserRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{39}
+	return file_decoynet_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeleteUserRequest) GetName() string {
@@ -3093,7 +3274,7 @@ type DeleteUserResponse struct {
 
 func (x *DeleteUserResponse) Reset() {
 	*x = DeleteUserResponse{}
-	mi := &file_decoynet_proto_msgTypes[40]
+	mi := &file_decoynet_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3286,7 @@ func (x *DeleteUserResponse) String() string {
 func (*DeleteUserResponse) ProtoMessage() {}
 
 func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[40]
+	mi := &file_decoynet_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3299,7 @@ func (x *DeleteUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUserResponse.ProtoReflect.Descriptor instead.
 func (*DeleteUserResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{40}
+	return file_decoynet_proto_rawDescGZIP(), []int{43}
 }
 
 type ListUsersRequest struct {
@@ -3129,7 +3310,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_decoynet_proto_msgTypes[41]
+	mi := &file_decoynet_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3322,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[41]
+	mi := &file_decoynet_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3335,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{41}
+	return file_decoynet_proto_rawDescGZIP(), []int{44}
 }
 
 type User struct {
@@ -3169,7 +3350,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_decoynet_proto_msgTypes[42]
+	mi := &file_decoynet_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +3362,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[42]
+	mi := &file_decoynet_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +3375,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{42}
+	return file_decoynet_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *User) GetName() string {
@@ -3234,7 +3415,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_decoynet_proto_msgTypes[43]
+	mi := &file_decoynet_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3246,7 +3427,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[43]
+	mi := &file_decoynet_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3259,7 +3440,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{43}
+	return file_decoynet_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -3279,7 +3460,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_decoynet_proto_msgTypes[44]
+	mi := &file_decoynet_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3472,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[44]
+	mi := &file_decoynet_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3485,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{44}
+	return file_decoynet_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListAuditRequest) GetSince() int64 {
@@ -3337,7 +3518,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_decoynet_proto_msgTypes[45]
+	mi := &file_decoynet_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3530,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[45]
+	mi := &file_decoynet_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3543,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{45}
+	return file_decoynet_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AuditEntry) GetTime() int64 {
@@ -3430,7 +3611,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_decoynet_proto_msgTypes[46]
+	mi := &file_decoynet_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3442,7 +3623,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[46]
+	mi := &file_decoynet_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3455,7 +3636,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{46}
+	return file_decoynet_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -3483,7 +3664,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_decoynet_proto_msgTypes[47]
+	mi := &file_decoynet_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3676,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[47]
+	mi := &file_decoynet_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3689,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{47}
+	return file_decoynet_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListSessionsRequest) GetSince() int64 {
@@ -3590,7 +3771,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_decoynet_proto_msgTypes[48]
+	mi := &file_decoynet_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3783,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[48]
+	mi := &file_decoynet_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3796,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{48}
+	return file_decoynet_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListSessionsResponse) GetSession() *Session {
@@ -3637,7 +3818,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_decoynet_proto_msgTypes[49]
+	mi := &file_decoynet_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3830,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[49]
+	mi := &file_decoynet_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3843,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{49}
+	return file_decoynet_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListEventsRequest) GetSince() int64 {
@@ -3702,7 +3883,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_decoynet_proto_msgTypes[50]
+	mi := &file_decoynet_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +3895,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[50]
+	mi := &file_decoynet_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +3908,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{50}
+	return file_decoynet_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListEventsResponse) GetEvent() *Event {
@@ -3753,7 +3934,7 @@ type ListProbesRequest struct {
 
 func (x *ListProbesRequest) Reset() {
 	*x = ListProbesRequest{}
-	mi := &file_decoynet_proto_msgTypes[51]
+	mi := &file_decoynet_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +3946,7 @@ func (x *ListProbesRequest) String() string {
 func (*ListProbesRequest) ProtoMessage() {}
 
 func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[51]
+	mi := &file_decoynet_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +3959,7 @@ func (x *ListProbesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesRequest.ProtoReflect.Descriptor instead.
 func (*ListProbesRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{51}
+	return file_decoynet_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListProbesRequest) GetSince() int64 {
@@ -3846,7 +4027,7 @@ type ListProbesResponse struct {
 
 func (x *ListProbesResponse) Reset() {
 	*x = ListProbesResponse{}
-	mi := &file_decoynet_proto_msgTypes[52]
+	mi := &file_decoynet_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +4039,7 @@ func (x *ListProbesResponse) String() string {
 func (*ListProbesResponse) ProtoMessage() {}
 
 func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[52]
+	mi := &file_decoynet_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +4052,7 @@ func (x *ListProbesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProbesResponse.ProtoReflect.Descriptor instead.
 func (*ListProbesResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{52}
+	return file_decoynet_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListProbesResponse) GetProbe() *Probe {
@@ -3905,7 +4086,7 @@ type ListFindingsRequest struct {
 
 func (x *ListFindingsRequest) Reset() {
 	*x = ListFindingsRequest{}
-	mi := &file_decoynet_proto_msgTypes[53]
+	mi := &file_decoynet_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4098,7 @@ func (x *ListFindingsRequest) String() string {
 func (*ListFindingsRequest) ProtoMessage() {}
 
 func (x *ListFindingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[53]
+	mi := &file_decoynet_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4111,7 @@ func (x *ListFindingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFindingsRequest.ProtoReflect.Descriptor instead.
 func (*ListFindingsRequest) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{53}
+	return file_decoynet_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListFindingsRequest) GetSince() int64 {
@@ -4054,7 +4235,7 @@ type ListFindingsResponse struct {
 
 func (x *ListFindingsResponse) Reset() {
 	*x = ListFindingsResponse{}
-	mi := &file_decoynet_proto_msgTypes[54]
+	mi := &file_decoynet_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4066,7 +4247,7 @@ func (x *ListFindingsResponse) String() string {
 func (*ListFindingsResponse) ProtoMessage() {}
 
 func (x *ListFindingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_decoynet_proto_msgTypes[54]
+	mi := &file_decoynet_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4079,7 +4260,7 @@ func (x *ListFindingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFindingsResponse.ProtoReflect.Descriptor instead.
 func (*ListFindingsResponse) Descriptor() ([]byte, []int) {
-	return file_decoynet_proto_rawDescGZIP(), []int{54}
+	return file_decoynet_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListFindingsResponse) GetFinding() *Finding {
@@ -4087,6 +4268,110 @@ func (x *ListFindingsResponse) GetFinding() *Finding {
 		return x.Finding
 	}
 	return nil
+}
+
+type GetPacketsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"` // as 01234567-89ab-7def-8123-456789abcdef
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPacketsRequest) Reset() {
+	*x = GetPacketsRequest{}
+	mi := &file_decoynet_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPacketsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPacketsRequest) ProtoMessage() {}
+
+func (x *GetPacketsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPacketsRequest.ProtoReflect.Descriptor instead.
+func (*GetPacketsRequest) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *GetPacketsRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+type GetPacketsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`      // the next piece of the file
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`      // that keeps the packets
+	Capped        bool                   `protobuf:"varint,3,opt,name=capped,proto3" json:"capped,omitempty"` // in the last message: the session reached the limit of its packets
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPacketsResponse) Reset() {
+	*x = GetPacketsResponse{}
+	mi := &file_decoynet_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPacketsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPacketsResponse) ProtoMessage() {}
+
+func (x *GetPacketsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_decoynet_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPacketsResponse.ProtoReflect.Descriptor instead.
+func (*GetPacketsResponse) Descriptor() ([]byte, []int) {
+	return file_decoynet_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *GetPacketsResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *GetPacketsResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *GetPacketsResponse) GetCapped() bool {
+	if x != nil {
+		return x.Capped
+	}
+	return false
 }
 
 var File_decoynet_proto protoreflect.FileDescriptor
@@ -4107,10 +4392,22 @@ const file_decoynet_proto_rawDesc = "" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\tR\brevision\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
-	"\x04boot\x18\x03 \x01(\tR\x04boot\"k\n" +
+	"\x04boot\x18\x03 \x01(\tR\x04boot\"\x9f\x01\n" +
 	"\rWatchResponse\x121\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x15.decoynet.v1.SnapshotR\bsnapshot\x12'\n" +
-	"\x0fcontroller_time\x18\x02 \x01(\x03R\x0econtrollerTime\"\xb7\x01\n" +
+	"\x0fcontroller_time\x18\x02 \x01(\x03R\x0econtrollerTime\x122\n" +
+	"\apackets\x18\x03 \x01(\v2\x18.decoynet.v1.PacketsWishR\apackets\"_\n" +
+	"\vPacketsWish\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
+	"\asession\x18\x02 \x01(\fR\asession\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\x03R\x05start\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\x03R\x03end\"n\n" +
+	"\x12SendPacketsRequest\x12\x12\n" +
+	"\x04wish\x18\x01 \x01(\fR\x04wish\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x18\n" +
+	"\amissing\x18\x03 \x01(\tR\amissing\x12\x16\n" +
+	"\x06capped\x18\x04 \x01(\bR\x06capped\"\x15\n" +
+	"\x13SendPacketsResponse\"\xb7\x01\n" +
 	"\bSnapshot\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\tR\brevision\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\fR\x05state\x12\x18\n" +
@@ -4426,14 +4723,21 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x05limit\x18\x0f \x01(\rR\x05limit\x12\x14\n" +
 	"\x05watch\x18\x10 \x01(\bR\x05watch\"F\n" +
 	"\x14ListFindingsResponse\x12.\n" +
-	"\afinding\x18\x01 \x01(\v2\x14.decoynet.v1.FindingR\afinding2R\n" +
+	"\afinding\x18\x01 \x01(\v2\x14.decoynet.v1.FindingR\afinding\"-\n" +
+	"\x11GetPacketsRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\"T\n" +
+	"\x12GetPacketsResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06capped\x18\x03 \x01(\bR\x06capped2R\n" +
 	"\x10EnrolmentService\x12>\n" +
-	"\x05Enrol\x12\x19.decoynet.v1.EnrolRequest\x1a\x1a.decoynet.v1.EnrolResponse2\x95\x02\n" +
+	"\x05Enrol\x12\x19.decoynet.v1.EnrolRequest\x1a\x1a.decoynet.v1.EnrolResponse2\xe9\x02\n" +
 	"\vNodeService\x12@\n" +
 	"\x05Watch\x12\x19.decoynet.v1.WatchRequest\x1a\x1a.decoynet.v1.WatchResponse0\x01\x12A\n" +
 	"\x06Report\x12\x1a.decoynet.v1.ReportRequest\x1a\x1b.decoynet.v1.ReportResponse\x12A\n" +
 	"\x06Upload\x12\x1a.decoynet.v1.UploadRequest\x1a\x1b.decoynet.v1.UploadResponse\x12>\n" +
-	"\x05Renew\x12\x19.decoynet.v1.RenewRequest\x1a\x1a.decoynet.v1.RenewResponse2\xdc\b\n" +
+	"\x05Renew\x12\x19.decoynet.v1.RenewRequest\x1a\x1a.decoynet.v1.RenewResponse\x12R\n" +
+	"\vSendPackets\x12\x1f.decoynet.v1.SendPacketsRequest\x1a .decoynet.v1.SendPacketsResponse(\x012\xad\t\n" +
 	"\fAdminService\x12;\n" +
 	"\x04Diff\x12\x18.decoynet.v1.DiffRequest\x1a\x19.decoynet.v1.DiffResponse\x12>\n" +
 	"\x05Apply\x12\x19.decoynet.v1.ApplyRequest\x1a\x1a.decoynet.v1.ApplyResponse\x12P\n" +
@@ -4453,7 +4757,9 @@ const file_decoynet_proto_rawDesc = "" +
 	"ListEvents\x12\x1e.decoynet.v1.ListEventsRequest\x1a\x1f.decoynet.v1.ListEventsResponse0\x01\x12O\n" +
 	"\n" +
 	"ListProbes\x12\x1e.decoynet.v1.ListProbesRequest\x1a\x1f.decoynet.v1.ListProbesResponse0\x01\x12U\n" +
-	"\fListFindings\x12 .decoynet.v1.ListFindingsRequest\x1a!.decoynet.v1.ListFindingsResponse0\x01B-Z+decoynet/internal/rpc/decoynetv1;decoynetv1b\x06proto3"
+	"\fListFindings\x12 .decoynet.v1.ListFindingsRequest\x1a!.decoynet.v1.ListFindingsResponse0\x01\x12O\n" +
+	"\n" +
+	"GetPackets\x12\x1e.decoynet.v1.GetPacketsRequest\x1a\x1f.decoynet.v1.GetPacketsResponse0\x01B-Z+decoynet/internal/rpc/decoynetv1;decoynetv1b\x06proto3"
 
 var (
 	file_decoynet_proto_rawDescOnce sync.Once
@@ -4468,133 +4774,143 @@ func file_decoynet_proto_rawDescGZIP() []byte {
 }
 
 var file_decoynet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_decoynet_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_decoynet_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_decoynet_proto_goTypes = []any{
 	(ReportRequest_State)(0),        // 0: decoynet.v1.ReportRequest.State
 	(*EnrolRequest)(nil),            // 1: decoynet.v1.EnrolRequest
 	(*EnrolResponse)(nil),           // 2: decoynet.v1.EnrolResponse
 	(*WatchRequest)(nil),            // 3: decoynet.v1.WatchRequest
 	(*WatchResponse)(nil),           // 4: decoynet.v1.WatchResponse
-	(*Snapshot)(nil),                // 5: decoynet.v1.Snapshot
-	(*Peer)(nil),                    // 6: decoynet.v1.Peer
-	(*ReportRequest)(nil),           // 7: decoynet.v1.ReportRequest
-	(*GatewayLink)(nil),             // 8: decoynet.v1.GatewayLink
-	(*Spool)(nil),                   // 9: decoynet.v1.Spool
-	(*ReportResponse)(nil),          // 10: decoynet.v1.ReportResponse
-	(*UploadRequest)(nil),           // 11: decoynet.v1.UploadRequest
-	(*UploadResponse)(nil),          // 12: decoynet.v1.UploadResponse
-	(*RenewRequest)(nil),            // 13: decoynet.v1.RenewRequest
-	(*RenewResponse)(nil),           // 14: decoynet.v1.RenewResponse
-	(*Record)(nil),                  // 15: decoynet.v1.Record
-	(*Session)(nil),                 // 16: decoynet.v1.Session
-	(*Analysis)(nil),                // 17: decoynet.v1.Analysis
-	(*SourceSeen)(nil),              // 18: decoynet.v1.SourceSeen
-	(*Event)(nil),                   // 19: decoynet.v1.Event
-	(*Probe)(nil),                   // 20: decoynet.v1.Probe
-	(*Finding)(nil),                 // 21: decoynet.v1.Finding
-	(*Alert)(nil),                   // 22: decoynet.v1.Alert
-	(*Place)(nil),                   // 23: decoynet.v1.Place
-	(*DiffRequest)(nil),             // 24: decoynet.v1.DiffRequest
-	(*Change)(nil),                  // 25: decoynet.v1.Change
-	(*DiffResponse)(nil),            // 26: decoynet.v1.DiffResponse
-	(*ApplyRequest)(nil),            // 27: decoynet.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 28: decoynet.v1.ApplyResponse
-	(*GetDocumentRequest)(nil),      // 29: decoynet.v1.GetDocumentRequest
-	(*GetDocumentResponse)(nil),     // 30: decoynet.v1.GetDocumentResponse
-	(*ListNodesRequest)(nil),        // 31: decoynet.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 32: decoynet.v1.ListNodesResponse
-	(*NodeInfo)(nil),                // 33: decoynet.v1.NodeInfo
-	(*CreateJoinTokenRequest)(nil),  // 34: decoynet.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 35: decoynet.v1.CreateJoinTokenResponse
-	(*RevokeNodeRequest)(nil),       // 36: decoynet.v1.RevokeNodeRequest
-	(*RevokeNodeResponse)(nil),      // 37: decoynet.v1.RevokeNodeResponse
-	(*CreateUserRequest)(nil),       // 38: decoynet.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),      // 39: decoynet.v1.CreateUserResponse
-	(*DeleteUserRequest)(nil),       // 40: decoynet.v1.DeleteUserRequest
-	(*DeleteUserResponse)(nil),      // 41: decoynet.v1.DeleteUserResponse
-	(*ListUsersRequest)(nil),        // 42: decoynet.v1.ListUsersRequest
-	(*User)(nil),                    // 43: decoynet.v1.User
-	(*ListUsersResponse)(nil),       // 44: decoynet.v1.ListUsersResponse
-	(*ListAuditRequest)(nil),        // 45: decoynet.v1.ListAuditRequest
-	(*AuditEntry)(nil),              // 46: decoynet.v1.AuditEntry
-	(*ListAuditResponse)(nil),       // 47: decoynet.v1.ListAuditResponse
-	(*ListSessionsRequest)(nil),     // 48: decoynet.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 49: decoynet.v1.ListSessionsResponse
-	(*ListEventsRequest)(nil),       // 50: decoynet.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 51: decoynet.v1.ListEventsResponse
-	(*ListProbesRequest)(nil),       // 52: decoynet.v1.ListProbesRequest
-	(*ListProbesResponse)(nil),      // 53: decoynet.v1.ListProbesResponse
-	(*ListFindingsRequest)(nil),     // 54: decoynet.v1.ListFindingsRequest
-	(*ListFindingsResponse)(nil),    // 55: decoynet.v1.ListFindingsResponse
+	(*PacketsWish)(nil),             // 5: decoynet.v1.PacketsWish
+	(*SendPacketsRequest)(nil),      // 6: decoynet.v1.SendPacketsRequest
+	(*SendPacketsResponse)(nil),     // 7: decoynet.v1.SendPacketsResponse
+	(*Snapshot)(nil),                // 8: decoynet.v1.Snapshot
+	(*Peer)(nil),                    // 9: decoynet.v1.Peer
+	(*ReportRequest)(nil),           // 10: decoynet.v1.ReportRequest
+	(*GatewayLink)(nil),             // 11: decoynet.v1.GatewayLink
+	(*Spool)(nil),                   // 12: decoynet.v1.Spool
+	(*ReportResponse)(nil),          // 13: decoynet.v1.ReportResponse
+	(*UploadRequest)(nil),           // 14: decoynet.v1.UploadRequest
+	(*UploadResponse)(nil),          // 15: decoynet.v1.UploadResponse
+	(*RenewRequest)(nil),            // 16: decoynet.v1.RenewRequest
+	(*RenewResponse)(nil),           // 17: decoynet.v1.RenewResponse
+	(*Record)(nil),                  // 18: decoynet.v1.Record
+	(*Session)(nil),                 // 19: decoynet.v1.Session
+	(*Analysis)(nil),                // 20: decoynet.v1.Analysis
+	(*SourceSeen)(nil),              // 21: decoynet.v1.SourceSeen
+	(*Event)(nil),                   // 22: decoynet.v1.Event
+	(*Probe)(nil),                   // 23: decoynet.v1.Probe
+	(*Finding)(nil),                 // 24: decoynet.v1.Finding
+	(*Alert)(nil),                   // 25: decoynet.v1.Alert
+	(*Place)(nil),                   // 26: decoynet.v1.Place
+	(*DiffRequest)(nil),             // 27: decoynet.v1.DiffRequest
+	(*Change)(nil),                  // 28: decoynet.v1.Change
+	(*DiffResponse)(nil),            // 29: decoynet.v1.DiffResponse
+	(*ApplyRequest)(nil),            // 30: decoynet.v1.ApplyRequest
+	(*ApplyResponse)(nil),           // 31: decoynet.v1.ApplyResponse
+	(*GetDocumentRequest)(nil),      // 32: decoynet.v1.GetDocumentRequest
+	(*GetDocumentResponse)(nil),     // 33: decoynet.v1.GetDocumentResponse
+	(*ListNodesRequest)(nil),        // 34: decoynet.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 35: decoynet.v1.ListNodesResponse
+	(*NodeInfo)(nil),                // 36: decoynet.v1.NodeInfo
+	(*CreateJoinTokenRequest)(nil),  // 37: decoynet.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 38: decoynet.v1.CreateJoinTokenResponse
+	(*RevokeNodeRequest)(nil),       // 39: decoynet.v1.RevokeNodeRequest
+	(*RevokeNodeResponse)(nil),      // 40: decoynet.v1.RevokeNodeResponse
+	(*CreateUserRequest)(nil),       // 41: decoynet.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),      // 42: decoynet.v1.CreateUserResponse
+	(*DeleteUserRequest)(nil),       // 43: decoynet.v1.DeleteUserRequest
+	(*DeleteUserResponse)(nil),      // 44: decoynet.v1.DeleteUserResponse
+	(*ListUsersRequest)(nil),        // 45: decoynet.v1.ListUsersRequest
+	(*User)(nil),                    // 46: decoynet.v1.User
+	(*ListUsersResponse)(nil),       // 47: decoynet.v1.ListUsersResponse
+	(*ListAuditRequest)(nil),        // 48: decoynet.v1.ListAuditRequest
+	(*AuditEntry)(nil),              // 49: decoynet.v1.AuditEntry
+	(*ListAuditResponse)(nil),       // 50: decoynet.v1.ListAuditResponse
+	(*ListSessionsRequest)(nil),     // 51: decoynet.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 52: decoynet.v1.ListSessionsResponse
+	(*ListEventsRequest)(nil),       // 53: decoynet.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 54: decoynet.v1.ListEventsResponse
+	(*ListProbesRequest)(nil),       // 55: decoynet.v1.ListProbesRequest
+	(*ListProbesResponse)(nil),      // 56: decoynet.v1.ListProbesResponse
+	(*ListFindingsRequest)(nil),     // 57: decoynet.v1.ListFindingsRequest
+	(*ListFindingsResponse)(nil),    // 58: decoynet.v1.ListFindingsResponse
+	(*GetPacketsRequest)(nil),       // 59: decoynet.v1.GetPacketsRequest
+	(*GetPacketsResponse)(nil),      // 60: decoynet.v1.GetPacketsResponse
 }
 var file_decoynet_proto_depIdxs = []int32{
-	5,  // 0: decoynet.v1.WatchResponse.snapshot:type_name -> decoynet.v1.Snapshot
-	6,  // 1: decoynet.v1.Snapshot.peers:type_name -> decoynet.v1.Peer
-	0,  // 2: decoynet.v1.ReportRequest.state:type_name -> decoynet.v1.ReportRequest.State
-	8,  // 3: decoynet.v1.ReportRequest.gateways:type_name -> decoynet.v1.GatewayLink
-	9,  // 4: decoynet.v1.ReportRequest.spool:type_name -> decoynet.v1.Spool
-	16, // 5: decoynet.v1.Record.session:type_name -> decoynet.v1.Session
-	18, // 6: decoynet.v1.Record.source_seen:type_name -> decoynet.v1.SourceSeen
-	19, // 7: decoynet.v1.Record.event:type_name -> decoynet.v1.Event
-	20, // 8: decoynet.v1.Record.probe:type_name -> decoynet.v1.Probe
-	21, // 9: decoynet.v1.Record.finding:type_name -> decoynet.v1.Finding
-	17, // 10: decoynet.v1.Session.analysis:type_name -> decoynet.v1.Analysis
-	22, // 11: decoynet.v1.Finding.alert:type_name -> decoynet.v1.Alert
-	23, // 12: decoynet.v1.Finding.place:type_name -> decoynet.v1.Place
-	25, // 13: decoynet.v1.DiffResponse.changes:type_name -> decoynet.v1.Change
-	25, // 14: decoynet.v1.ApplyResponse.changes:type_name -> decoynet.v1.Change
-	33, // 15: decoynet.v1.ListNodesResponse.nodes:type_name -> decoynet.v1.NodeInfo
-	8,  // 16: decoynet.v1.NodeInfo.gateways:type_name -> decoynet.v1.GatewayLink
-	9,  // 17: decoynet.v1.NodeInfo.spool:type_name -> decoynet.v1.Spool
-	43, // 18: decoynet.v1.ListUsersResponse.users:type_name -> decoynet.v1.User
-	46, // 19: decoynet.v1.ListAuditResponse.entries:type_name -> decoynet.v1.AuditEntry
-	16, // 20: decoynet.v1.ListSessionsResponse.session:type_name -> decoynet.v1.Session
-	19, // 21: decoynet.v1.ListEventsResponse.event:type_name -> decoynet.v1.Event
-	20, // 22: decoynet.v1.ListProbesResponse.probe:type_name -> decoynet.v1.Probe
-	21, // 23: decoynet.v1.ListFindingsResponse.finding:type_name -> decoynet.v1.Finding
-	1,  // 24: decoynet.v1.EnrolmentService.Enrol:input_type -> decoynet.v1.EnrolRequest
-	3,  // 25: decoynet.v1.NodeService.Watch:input_type -> decoynet.v1.WatchRequest
-	7,  // 26: decoynet.v1.NodeService.Report:input_type -> decoynet.v1.ReportRequest
-	11, // 27: decoynet.v1.NodeService.Upload:input_type -> decoynet.v1.UploadRequest
-	13, // 28: decoynet.v1.NodeService.Renew:input_type -> decoynet.v1.RenewRequest
-	24, // 29: decoynet.v1.AdminService.Diff:input_type -> decoynet.v1.DiffRequest
-	27, // 30: decoynet.v1.AdminService.Apply:input_type -> decoynet.v1.ApplyRequest
-	29, // 31: decoynet.v1.AdminService.GetDocument:input_type -> decoynet.v1.GetDocumentRequest
-	31, // 32: decoynet.v1.AdminService.ListNodes:input_type -> decoynet.v1.ListNodesRequest
-	34, // 33: decoynet.v1.AdminService.CreateJoinToken:input_type -> decoynet.v1.CreateJoinTokenRequest
-	36, // 34: decoynet.v1.AdminService.RevokeNode:input_type -> decoynet.v1.RevokeNodeRequest
-	38, // 35: decoynet.v1.AdminService.CreateUser:input_type -> decoynet.v1.CreateUserRequest
-	40, // 36: decoynet.v1.AdminService.DeleteUser:input_type -> decoynet.v1.DeleteUserRequest
-	42, // 37: decoynet.v1.AdminService.ListUsers:input_type -> decoynet.v1.ListUsersRequest
-	45, // 38: decoynet.v1.AdminService.ListAudit:input_type -> decoynet.v1.ListAuditRequest
-	48, // 39: decoynet.v1.AdminService.ListSessions:input_type -> decoynet.v1.ListSessionsRequest
-	50, // 40: decoynet.v1.AdminService.ListEvents:input_type -> decoynet.v1.ListEventsRequest
-	52, // 41: decoynet.v1.AdminService.ListProbes:input_type -> decoynet.v1.ListProbesRequest
-	54, // 42: decoynet.v1.AdminService.ListFindings:input_type -> decoynet.v1.ListFindingsRequest
-	2,  // 43: decoynet.v1.EnrolmentService.Enrol:output_type -> decoynet.v1.EnrolResponse
-	4,  // 44: decoynet.v1.NodeService.Watch:output_type -> decoynet.v1.WatchResponse
-	10, // 45: decoynet.v1.NodeService.Report:output_type -> decoynet.v1.ReportResponse
-	12, // 46: decoynet.v1.NodeService.Upload:output_type -> decoynet.v1.UploadResponse
-	14, // 47: decoynet.v1.NodeService.Renew:output_type -> decoynet.v1.RenewResponse
-	26, // 48: decoynet.v1.AdminService.Diff:output_type -> decoynet.v1.DiffResponse
-	28, // 49: decoynet.v1.AdminService.Apply:output_type -> decoynet.v1.ApplyResponse
-	30, // 50: decoynet.v1.AdminService.GetDocument:output_type -> decoynet.v1.GetDocumentResponse
-	32, // 51: decoynet.v1.AdminService.ListNodes:output_type -> decoynet.v1.ListNodesResponse
-	35, // 52: decoynet.v1.AdminService.CreateJoinToken:output_type -> decoynet.v1.CreateJoinTokenResponse
-	37, // 53: decoynet.v1.AdminService.RevokeNode:output_type -> decoynet.v1.RevokeNodeResponse
-	39, // 54: decoynet.v1.AdminService.CreateUser:output_type -> decoynet.v1.CreateUserResponse
-	41, // 55: decoynet.v1.AdminService.DeleteUser:output_type -> decoynet.v1.DeleteUserResponse
-	44, // 56: decoynet.v1.AdminService.ListUsers:output_type -> decoynet.v1.ListUsersResponse
-	47, // 57: decoynet.v1.AdminService.ListAudit:output_type -> decoynet.v1.ListAuditResponse
-	49, // 58: decoynet.v1.AdminService.ListSessions:output_type -> decoynet.v1.ListSessionsResponse
-	51, // 59: decoynet.v1.AdminService.ListEvents:output_type -> decoynet.v1.ListEventsResponse
-	53, // 60: decoynet.v1.AdminService.ListProbes:output_type -> decoynet.v1.ListProbesResponse
-	55, // 61: decoynet.v1.AdminService.ListFindings:output_type -> decoynet.v1.ListFindingsResponse
-	43, // [43:62] is the sub-list for method output_type
-	24, // [24:43] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	8,  // 0: decoynet.v1.WatchResponse.snapshot:type_name -> decoynet.v1.Snapshot
+	5,  // 1: decoynet.v1.WatchResponse.packets:type_name -> decoynet.v1.PacketsWish
+	9,  // 2: decoynet.v1.Snapshot.peers:type_name -> decoynet.v1.Peer
+	0,  // 3: decoynet.v1.ReportRequest.state:type_name -> decoynet.v1.ReportRequest.State
+	11, // 4: decoynet.v1.ReportRequest.gateways:type_name -> decoynet.v1.GatewayLink
+	12, // 5: decoynet.v1.ReportRequest.spool:type_name -> decoynet.v1.Spool
+	19, // 6: decoynet.v1.Record.session:type_name -> decoynet.v1.Session
+	21, // 7: decoynet.v1.Record.source_seen:type_name -> decoynet.v1.SourceSeen
+	22, // 8: decoynet.v1.Record.event:type_name -> decoynet.v1.Event
+	23, // 9: decoynet.v1.Record.probe:type_name -> decoynet.v1.Probe
+	24, // 10: decoynet.v1.Record.finding:type_name -> decoynet.v1.Finding
+	20, // 11: decoynet.v1.Session.analysis:type_name -> decoynet.v1.Analysis
+	25, // 12: decoynet.v1.Finding.alert:type_name -> decoynet.v1.Alert
+	26, // 13: decoynet.v1.Finding.place:type_name -> decoynet.v1.Place
+	28, // 14: decoynet.v1.DiffResponse.changes:type_name -> decoynet.v1.Change
+	28, // 15: decoynet.v1.ApplyResponse.changes:type_name -> decoynet.v1.Change
+	36, // 16: decoynet.v1.ListNodesResponse.nodes:type_name -> decoynet.v1.NodeInfo
+	11, // 17: decoynet.v1.NodeInfo.gateways:type_name -> decoynet.v1.GatewayLink
+	12, // 18: decoynet.v1.NodeInfo.spool:type_name -> decoynet.v1.Spool
+	46, // 19: decoynet.v1.ListUsersResponse.users:type_name -> decoynet.v1.User
+	49, // 20: decoynet.v1.ListAuditResponse.entries:type_name -> decoynet.v1.AuditEntry
+	19, // 21: decoynet.v1.ListSessionsResponse.session:type_name -> decoynet.v1.Session
+	22, // 22: decoynet.v1.ListEventsResponse.event:type_name -> decoynet.v1.Event
+	23, // 23: decoynet.v1.ListProbesResponse.probe:type_name -> decoynet.v1.Probe
+	24, // 24: decoynet.v1.ListFindingsResponse.finding:type_name -> decoynet.v1.Finding
+	1,  // 25: decoynet.v1.EnrolmentService.Enrol:input_type -> decoynet.v1.EnrolRequest
+	3,  // 26: decoynet.v1.NodeService.Watch:input_type -> decoynet.v1.WatchRequest
+	10, // 27: decoynet.v1.NodeService.Report:input_type -> decoynet.v1.ReportRequest
+	14, // 28: decoynet.v1.NodeService.Upload:input_type -> decoynet.v1.UploadRequest
+	16, // 29: decoynet.v1.NodeService.Renew:input_type -> decoynet.v1.RenewRequest
+	6,  // 30: decoynet.v1.NodeService.SendPackets:input_type -> decoynet.v1.SendPacketsRequest
+	27, // 31: decoynet.v1.AdminService.Diff:input_type -> decoynet.v1.DiffRequest
+	30, // 32: decoynet.v1.AdminService.Apply:input_type -> decoynet.v1.ApplyRequest
+	32, // 33: decoynet.v1.AdminService.GetDocument:input_type -> decoynet.v1.GetDocumentRequest
+	34, // 34: decoynet.v1.AdminService.ListNodes:input_type -> decoynet.v1.ListNodesRequest
+	37, // 35: decoynet.v1.AdminService.CreateJoinToken:input_type -> decoynet.v1.CreateJoinTokenRequest
+	39, // 36: decoynet.v1.AdminService.RevokeNode:input_type -> decoynet.v1.RevokeNodeRequest
+	41, // 37: decoynet.v1.AdminService.CreateUser:input_type -> decoynet.v1.CreateUserRequest
+	43, // 38: decoynet.v1.AdminService.DeleteUser:input_type -> decoynet.v1.DeleteUserRequest
+	45, // 39: decoynet.v1.AdminService.ListUsers:input_type -> decoynet.v1.ListUsersRequest
+	48, // 40: decoynet.v1.AdminService.ListAudit:input_type -> decoynet.v1.ListAuditRequest
+	51, // 41: decoynet.v1.AdminService.ListSessions:input_type -> decoynet.v1.ListSessionsRequest
+	53, // 42: decoynet.v1.AdminService.ListEvents:input_type -> decoynet.v1.ListEventsRequest
+	55, // 43: decoynet.v1.AdminService.ListProbes:input_type -> decoynet.v1.ListProbesRequest
+	57, // 44: decoynet.v1.AdminService.ListFindings:input_type -> decoynet.v1.ListFindingsRequest
+	59, // 45: decoynet.v1.AdminService.GetPackets:input_type -> decoynet.v1.GetPacketsRequest
+	2,  // 46: decoynet.v1.EnrolmentService.Enrol:output_type -> decoynet.v1.EnrolResponse
+	4,  // 47: decoynet.v1.NodeService.Watch:output_type -> decoynet.v1.WatchResponse
+	13, // 48: decoynet.v1.NodeService.Report:output_type -> decoynet.v1.ReportResponse
+	15, // 49: decoynet.v1.NodeService.Upload:output_type -> decoynet.v1.UploadResponse
+	17, // 50: decoynet.v1.NodeService.Renew:output_type -> decoynet.v1.RenewResponse
+	7,  // 51: decoynet.v1.NodeService.SendPackets:output_type -> decoynet.v1.SendPacketsResponse
+	29, // 52: decoynet.v1.AdminService.Diff:output_type -> decoynet.v1.DiffResponse
+	31, // 53: decoynet.v1.AdminService.Apply:output_type -> decoynet.v1.ApplyResponse
+	33, // 54: decoynet.v1.AdminService.GetDocument:output_type -> decoynet.v1.GetDocumentResponse
+	35, // 55: decoynet.v1.AdminService.ListNodes:output_type -> decoynet.v1.ListNodesResponse
+	38, // 56: decoynet.v1.AdminService.CreateJoinToken:output_type -> decoynet.v1.CreateJoinTokenResponse
+	40, // 57: decoynet.v1.AdminService.RevokeNode:output_type -> decoynet.v1.RevokeNodeResponse
+	42, // 58: decoynet.v1.AdminService.CreateUser:output_type -> decoynet.v1.CreateUserResponse
+	44, // 59: decoynet.v1.AdminService.DeleteUser:output_type -> decoynet.v1.DeleteUserResponse
+	47, // 60: decoynet.v1.AdminService.ListUsers:output_type -> decoynet.v1.ListUsersResponse
+	50, // 61: decoynet.v1.AdminService.ListAudit:output_type -> decoynet.v1.ListAuditResponse
+	52, // 62: decoynet.v1.AdminService.ListSessions:output_type -> decoynet.v1.ListSessionsResponse
+	54, // 63: decoynet.v1.AdminService.ListEvents:output_type -> decoynet.v1.ListEventsResponse
+	56, // 64: decoynet.v1.AdminService.ListProbes:output_type -> decoynet.v1.ListProbesResponse
+	58, // 65: decoynet.v1.AdminService.ListFindings:output_type -> decoynet.v1.ListFindingsResponse
+	60, // 66: decoynet.v1.AdminService.GetPackets:output_type -> decoynet.v1.GetPacketsResponse
+	46, // [46:67] is the sub-list for method output_type
+	25, // [25:46] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_decoynet_proto_init() }
@@ -4602,7 +4918,7 @@ func file_decoynet_proto_init() {
 	if File_decoynet_proto != nil {
 		return
 	}
-	file_decoynet_proto_msgTypes[14].OneofWrappers = []any{
+	file_decoynet_proto_msgTypes[17].OneofWrappers = []any{
 		(*Record_Session)(nil),
 		(*Record_SourceSeen)(nil),
 		(*Record_Event)(nil),
@@ -4615,7 +4931,7 @@ func file_decoynet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_decoynet_proto_rawDesc), len(file_decoynet_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   55,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -53,6 +53,8 @@ const (
 	NodeServiceUploadProcedure = "/decoynet.v1.NodeService/Upload"
 	// NodeServiceRenewProcedure is the fully-qualified name of the NodeService's Renew RPC.
 	NodeServiceRenewProcedure = "/decoynet.v1.NodeService/Renew"
+	// NodeServiceSendPacketsProcedure is the fully-qualified name of the NodeService's SendPackets RPC.
+	NodeServiceSendPacketsProcedure = "/decoynet.v1.NodeService/SendPackets"
 	// AdminServiceDiffProcedure is the fully-qualified name of the AdminService's Diff RPC.
 	AdminServiceDiffProcedure = "/decoynet.v1.AdminService/Diff"
 	// AdminServiceApplyProcedure is the fully-qualified name of the AdminService's Apply RPC.
@@ -85,6 +87,8 @@ const (
 	// AdminServiceListFindingsProcedure is the fully-qualified name of the AdminService's ListFindings
 	// RPC.
 	AdminServiceListFindingsProcedure = "/decoynet.v1.AdminService/ListFindings"
+	// AdminServiceGetPacketsProcedure is the fully-qualified name of the AdminService's GetPackets RPC.
+	AdminServiceGetPacketsProcedure = "/decoynet.v1.AdminService/GetPackets"
 )
 
 // EnrolmentServiceClient is a client for the decoynet.v1.EnrolmentService service.
@@ -174,6 +178,10 @@ type NodeServiceClient interface {
 	// Renew exchanges a certificate request for a new certificate. It also takes
 	// certificates that expired at most 30 days ago.
 	Renew(context.Context, *connect.Request[decoynetv1.RenewRequest]) (*connect.Response[decoynetv1.RenewResponse], error)
+	// SendPackets answers a wish for the packets of a session, which came with
+	// Watch: a pcap file in pieces, or why there are none. aborted: nobody waits for
+	// them any more.
+	SendPackets(context.Context) *connect.ClientStreamForClient[decoynetv1.SendPacketsRequest, decoynetv1.SendPacketsResponse]
 }
 
 // NewNodeServiceClient constructs a client for the decoynet.v1.NodeService service. By default, it
@@ -211,15 +219,22 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		sendPackets: connect.NewClient[decoynetv1.SendPacketsRequest, decoynetv1.SendPacketsResponse](
+			httpClient,
+			baseURL+NodeServiceSendPacketsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("SendPackets")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	watch  *connect.Client[decoynetv1.WatchRequest, decoynetv1.WatchResponse]
-	report *connect.Client[decoynetv1.ReportRequest, decoynetv1.ReportResponse]
-	upload *connect.Client[decoynetv1.UploadRequest, decoynetv1.UploadResponse]
-	renew  *connect.Client[decoynetv1.RenewRequest, decoynetv1.RenewResponse]
+	watch       *connect.Client[decoynetv1.WatchRequest, decoynetv1.WatchResponse]
+	report      *connect.Client[decoynetv1.ReportRequest, decoynetv1.ReportResponse]
+	upload      *connect.Client[decoynetv1.UploadRequest, decoynetv1.UploadResponse]
+	renew       *connect.Client[decoynetv1.RenewRequest, decoynetv1.RenewResponse]
+	sendPackets *connect.Client[decoynetv1.SendPacketsRequest, decoynetv1.SendPacketsResponse]
 }
 
 // Watch calls decoynet.v1.NodeService.Watch.
@@ -242,6 +257,11 @@ func (c *nodeServiceClient) Renew(ctx context.Context, req *connect.Request[deco
 	return c.renew.CallUnary(ctx, req)
 }
 
+// SendPackets calls decoynet.v1.NodeService.SendPackets.
+func (c *nodeServiceClient) SendPackets(ctx context.Context) *connect.ClientStreamForClient[decoynetv1.SendPacketsRequest, decoynetv1.SendPacketsResponse] {
+	return c.sendPackets.CallClientStream(ctx)
+}
+
 // NodeServiceHandler is an implementation of the decoynet.v1.NodeService service.
 type NodeServiceHandler interface {
 	// Watch streams the node's part of the desired state: the present one at
@@ -255,6 +275,10 @@ type NodeServiceHandler interface {
 	// Renew exchanges a certificate request for a new certificate. It also takes
 	// certificates that expired at most 30 days ago.
 	Renew(context.Context, *connect.Request[decoynetv1.RenewRequest]) (*connect.Response[decoynetv1.RenewResponse], error)
+	// SendPackets answers a wish for the packets of a session, which came with
+	// Watch: a pcap file in pieces, or why there are none. aborted: nobody waits for
+	// them any more.
+	SendPackets(context.Context, *connect.ClientStream[decoynetv1.SendPacketsRequest]) (*connect.Response[decoynetv1.SendPacketsResponse], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -288,6 +312,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceSendPacketsHandler := connect.NewClientStreamHandler(
+		NodeServiceSendPacketsProcedure,
+		svc.SendPackets,
+		connect.WithSchema(nodeServiceMethods.ByName("SendPackets")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/decoynet.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceWatchProcedure:
@@ -298,6 +328,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceUploadHandler.ServeHTTP(w, r)
 		case NodeServiceRenewProcedure:
 			nodeServiceRenewHandler.ServeHTTP(w, r)
+		case NodeServiceSendPacketsProcedure:
+			nodeServiceSendPacketsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -321,6 +353,10 @@ func (UnimplementedNodeServiceHandler) Upload(context.Context, *connect.Request[
 
 func (UnimplementedNodeServiceHandler) Renew(context.Context, *connect.Request[decoynetv1.RenewRequest]) (*connect.Response[decoynetv1.RenewResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.NodeService.Renew is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) SendPackets(context.Context, *connect.ClientStream[decoynetv1.SendPacketsRequest]) (*connect.Response[decoynetv1.SendPacketsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.NodeService.SendPackets is not implemented"))
 }
 
 // AdminServiceClient is a client for the decoynet.v1.AdminService service.
@@ -353,6 +389,10 @@ type AdminServiceClient interface {
 	ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest]) (*connect.ServerStreamForClient[decoynetv1.ListProbesResponse], error)
 	// ListFindings streams alerts and other findings, oldest first. Role: viewer.
 	ListFindings(context.Context, *connect.Request[decoynetv1.ListFindingsRequest]) (*connect.ServerStreamForClient[decoynetv1.ListFindingsResponse], error)
+	// GetPackets streams the packets of a session as a pcap file, from the node that
+	// keeps them. Who did stands in the audit log. not_found: no node that can be
+	// asked keeps any. Role: viewer.
+	GetPackets(context.Context, *connect.Request[decoynetv1.GetPacketsRequest]) (*connect.ServerStreamForClient[decoynetv1.GetPacketsResponse], error)
 }
 
 // NewAdminServiceClient constructs a client for the decoynet.v1.AdminService service. By default,
@@ -450,6 +490,12 @@ func NewAdminServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(adminServiceMethods.ByName("ListFindings")),
 			connect.WithClientOptions(opts...),
 		),
+		getPackets: connect.NewClient[decoynetv1.GetPacketsRequest, decoynetv1.GetPacketsResponse](
+			httpClient,
+			baseURL+AdminServiceGetPacketsProcedure,
+			connect.WithSchema(adminServiceMethods.ByName("GetPackets")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -469,6 +515,7 @@ type adminServiceClient struct {
 	listEvents      *connect.Client[decoynetv1.ListEventsRequest, decoynetv1.ListEventsResponse]
 	listProbes      *connect.Client[decoynetv1.ListProbesRequest, decoynetv1.ListProbesResponse]
 	listFindings    *connect.Client[decoynetv1.ListFindingsRequest, decoynetv1.ListFindingsResponse]
+	getPackets      *connect.Client[decoynetv1.GetPacketsRequest, decoynetv1.GetPacketsResponse]
 }
 
 // Diff calls decoynet.v1.AdminService.Diff.
@@ -541,6 +588,11 @@ func (c *adminServiceClient) ListFindings(ctx context.Context, req *connect.Requ
 	return c.listFindings.CallServerStream(ctx, req)
 }
 
+// GetPackets calls decoynet.v1.AdminService.GetPackets.
+func (c *adminServiceClient) GetPackets(ctx context.Context, req *connect.Request[decoynetv1.GetPacketsRequest]) (*connect.ServerStreamForClient[decoynetv1.GetPacketsResponse], error) {
+	return c.getPackets.CallServerStream(ctx, req)
+}
+
 // AdminServiceHandler is an implementation of the decoynet.v1.AdminService service.
 type AdminServiceHandler interface {
 	// Diff shows what a document would change, per node. Role: viewer.
@@ -571,6 +623,10 @@ type AdminServiceHandler interface {
 	ListProbes(context.Context, *connect.Request[decoynetv1.ListProbesRequest], *connect.ServerStream[decoynetv1.ListProbesResponse]) error
 	// ListFindings streams alerts and other findings, oldest first. Role: viewer.
 	ListFindings(context.Context, *connect.Request[decoynetv1.ListFindingsRequest], *connect.ServerStream[decoynetv1.ListFindingsResponse]) error
+	// GetPackets streams the packets of a session as a pcap file, from the node that
+	// keeps them. Who did stands in the audit log. not_found: no node that can be
+	// asked keeps any. Role: viewer.
+	GetPackets(context.Context, *connect.Request[decoynetv1.GetPacketsRequest], *connect.ServerStream[decoynetv1.GetPacketsResponse]) error
 }
 
 // NewAdminServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -664,6 +720,12 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(adminServiceMethods.ByName("ListFindings")),
 		connect.WithHandlerOptions(opts...),
 	)
+	adminServiceGetPacketsHandler := connect.NewServerStreamHandler(
+		AdminServiceGetPacketsProcedure,
+		svc.GetPackets,
+		connect.WithSchema(adminServiceMethods.ByName("GetPackets")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/decoynet.v1.AdminService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AdminServiceDiffProcedure:
@@ -694,6 +756,8 @@ func NewAdminServiceHandler(svc AdminServiceHandler, opts ...connect.HandlerOpti
 			adminServiceListProbesHandler.ServeHTTP(w, r)
 		case AdminServiceListFindingsProcedure:
 			adminServiceListFindingsHandler.ServeHTTP(w, r)
+		case AdminServiceGetPacketsProcedure:
+			adminServiceGetPacketsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -757,4 +821,8 @@ func (UnimplementedAdminServiceHandler) ListProbes(context.Context, *connect.Req
 
 func (UnimplementedAdminServiceHandler) ListFindings(context.Context, *connect.Request[decoynetv1.ListFindingsRequest], *connect.ServerStream[decoynetv1.ListFindingsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.AdminService.ListFindings is not implemented"))
+}
+
+func (UnimplementedAdminServiceHandler) GetPackets(context.Context, *connect.Request[decoynetv1.GetPacketsRequest], *connect.ServerStream[decoynetv1.GetPacketsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("decoynet.v1.AdminService.GetPackets is not implemented"))
 }
