@@ -43,6 +43,8 @@ func runRole(args []string) (handled bool, err error) {
 		return true, serveCarrier(ctx, args[1:])
 	case "carry-load":
 		return true, loadCarrier(ctx, args[1:])
+	case "fed":
+		return true, runFed(ctx, args[1:])
 	case "fleet":
 		return true, runFleet(ctx, args[1:])
 	}

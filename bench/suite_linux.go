@@ -55,10 +55,11 @@ var suites = map[string]suite{
 	"scale":     scaleSuite(),
 	"decoys":    decoysSuite(),
 	"sensing":   sensingSuite(),
+	"feed":      feedSuite(),
 }
 
 // usualSuites are run where none is named.
-var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys", "sensing"}
+var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys", "sensing", "feed"}
 
 func suiteNames() []string { return slices.Sorted(maps.Keys(suites)) }
 
@@ -159,10 +160,17 @@ func run(ctx context.Context, o options, out io.Writer) error {
 // a word, where its binary is missing.
 func choose(o options, s suite, out io.Writer) ([]subject.Subject, error) {
 	binary, missing := absolute(o.decoynet)
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
 	all := map[string]subject.Subject{}
 	for _, p := range append(subject.Peers(), subject.Ours(binary)...) {
 		p.Layout.Delay = s.delay
 		all[p.Name] = p
+	}
+	for _, f := range subject.Feeds {
+		all[f.Name] = subject.Fed(self, f)
 	}
 	names := s.subjects
 	if o.subjects != "" {

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -295,4 +296,9 @@ func follow(spec load.Spec, results *json.Decoder, in io.Closer, held func(load.
 func (n *Network) ForgetNeighbours(ctx context.Context) error {
 	_, err := n.intruder.Run(ctx, "ip", "neigh", "flush", "dev", uplink)
 	return err
+}
+
+// Dial opens one TCP connection from the intruder's machine.
+func (s *Site) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return s.network.intruder.Dial(ctx, "tcp4", to.String())
 }
