@@ -106,7 +106,7 @@ func selection(kinds Kinds) []step {
 		load(etherHeader+6, 1),
 	}
 	for i := range extensionHeaders {
-		s = append(s, extension(i)...)
+		s = append(s, extension(i, "drop")...)
 	}
 	return append(s,
 		place("extensions done"),
@@ -138,8 +138,9 @@ func selection(kinds Kinds) []step {
 }
 
 // extension looks behind one IPv6 extension header: the kind of header is in A
-// and its place in X, before as after. The language has no loops.
-func extension(i int) []step {
+// and its place in X, before as after. It jumps to drop where the packet is a later
+// fragment. The language has no loops.
+func extension(i int, drop string) []step {
 	sized, fragment, next := fmt.Sprint("sized ", i), fmt.Sprint("fragment ", i), fmt.Sprint("next ", i)
 	const kind = 0 // scratch memory
 	return []step{
@@ -158,7 +159,7 @@ func extension(i int) []step {
 
 		place(fragment),
 		loadAt(2, 2),
-		when(bpf.JumpBitsSet, 0xfff8, "drop", ""),
+		when(bpf.JumpBitsSet, 0xfff8, drop, ""),
 		loadAt(0, 1),
 		{do: bpf.StoreScratch{Src: bpf.RegA, N: kind}},
 		{do: bpf.LoadConstant{Dst: bpf.RegA, Val: 8}},
@@ -185,6 +186,13 @@ func assemble(steps []step) ([]bpf.RawInstruction, error) {
 	for _, s := range steps {
 		if s.do == nil {
 			continue
+		}
+		if _, ok := s.do.(bpf.Jump); ok {
+			to, ok := at[s.yes]
+			if !ok || to <= len(program) {
+				return nil, fmt.Errorf("packet filter: no jump from instruction %d to %q", len(program), s.yes)
+			}
+			s.do = bpf.Jump{Skip: uint32(to - len(program) - 1)}
 		}
 		if jump, ok := s.do.(bpf.JumpIf); ok {
 			var err error

@@ -1,0 +1,225 @@
+package capture
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/frame"
+)
+
+const patience = 60 * time.Second
+
+// recordings are a feed and a recorder that keep all they are given.
+type recordings struct {
+	mu      sync.Mutex // guards the rest
+	pcap    []byte
+	frames  int
+	known   map[deception.SessionID]deception.Session
+	started map[deception.SessionID]deception.Session
+	ended   map[deception.SessionID]deception.Session
+}
+
+func newRecordings() *recordings {
+	r := &recordings{
+		known:   map[deception.SessionID]deception.Session{},
+		started: map[deception.SessionID]deception.Session{}, ended: map[deception.SessionID]deception.Session{},
+	}
+	r.pcap = make([]byte, 0, 128<<20) // growing takes time, in which packets come
+	for _, v := range []uint32{0xa1b23c4d, 4<<16 | 2, 0, 0, 262144, 1} {
+		r.pcap = binary.LittleEndian.AppendUint32(r.pcap, v)
+	}
+	return r
+}
+
+func (r *recordings) Frame(s *deception.Session, side int, at int64, ip []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	intruder, decoy := frame.Addresses(s.ID.Key())
+	source, destination := intruder, decoy
+	if side == 1 {
+		source, destination = decoy, intruder
+	}
+	kind := []byte{0x08, 0x00}
+	if ip[0]>>4 == 6 {
+		kind = []byte{0x86, 0xdd}
+	}
+	size := uint32(14 + len(ip))
+	for _, v := range []uint32{uint32(at / 1e9), uint32(at % 1e9), size, size} {
+		r.pcap = binary.LittleEndian.AppendUint32(r.pcap, v)
+	}
+	r.pcap = append(append(append(append(r.pcap, destination[:]...), source[:]...), kind...), ip...)
+	r.frames++
+}
+
+func (r *recordings) Know(s *deception.Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known[s.ID] = *s
+}
+
+func (r *recordings) Started(s *deception.Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.started[s.ID] = *s
+}
+
+func (r *recordings) Ended(s *deception.Session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended[s.ID] = *s
+}
+
+// over returns the sessions that have ended.
+func (r *recordings) over() []deception.Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []deception.Session
+	for _, s := range r.ended {
+		out = append(out, s)
+	}
+	return out
+}
+
+// write writes what was fed as a pcap file.
+func (r *recordings) write(t *testing.T, dir string) string {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	path := filepath.Join(dir, "fed.pcap")
+	if err := os.WriteFile(path, r.pcap, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const suricataYAML = `%%YAML 1.1
+---
+vars:
+  address-groups: {HOME_NET: "any", EXTERNAL_NET: "any"}
+  port-groups: {HTTP_PORTS: "80", SSH_PORTS: "22"}
+default-log-dir: %s
+outputs:
+  - eve-log:
+      enabled: yes
+      filetype: regular
+      filename: eve.json
+      ethernet: yes
+      types:
+        - http: {extended: yes}
+        - files: {force-hash: [sha256]}
+        - anomaly: {types: {decode: yes, stream: yes, applayer: yes}}
+stream: {memcap: 256mb, checksum-validation: %s, reassembly: {memcap: 256mb, depth: 0}}
+app-layer: {protocols: {http: {enabled: yes, libhtp: {default-config: {personality: IDS, request-body-limit: 0, response-body-limit: 0}}}}}
+runmode: single
+classification-file: /etc/suricata/classification.config
+reference-config-file: /etc/suricata/reference.config
+`
+
+// event is a record of Suricata's.
+type event struct {
+	Kind    string         `json:"event_type"`
+	HTTP    map[string]any `json:"http"`
+	File    map[string]any `json:"fileinfo"`
+	Anomaly struct {
+		Event string `json:"event"`
+	} `json:"anomaly"`
+	Ether struct {
+		Source      string `json:"src_mac"`
+		Destination string `json:"dest_mac"`
+	} `json:"ether"`
+	Source          string `json:"src_ip"`
+	Destination     string `json:"dest_ip"`
+	SourcePort      int    `json:"src_port"`
+	DestinationPort int    `json:"dest_port"`
+	Line            string `json:"-"`
+}
+
+// suricata reads a capture. Unless it was made where checksums are left to a card,
+// every packet's is checked.
+func suricata(t *testing.T, path string, offloaded bool) []event {
+	t.Helper()
+	dir := t.TempDir()
+	checksums := "yes"
+	if offloaded {
+		checksums = "no"
+	}
+	config := filepath.Join(dir, "suricata.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, suricataYAML, dir, checksums), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-c", config, "-r", path, "-l", dir, "-S", "/dev/null", "--pidfile", filepath.Join(dir, "pid")}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "suricata", args...).CombinedOutput(); err != nil {
+		t.Fatalf("suricata: %v\n%s", err, out)
+	}
+	f, err := os.Open(filepath.Join(dir, "eve.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var out []event
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		e := event{Line: lines.Text()}
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatalf("%s: %v", lines.Text(), err)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// records are the application's, without times and numbers of packets.
+func records(events []event) []string {
+	var out []string
+	for _, e := range events {
+		what := e.HTTP
+		if e.Kind == "fileinfo" {
+			what = map[string]any{"file": e.File["sha256"], "size": e.File["size"], "gaps": e.File["gaps"], "state": e.File["state"]}
+		}
+		if e.Kind == "http" || e.Kind == "fileinfo" {
+			text, _ := json.Marshal(what) // of what was JSON
+			out = append(out, fmt.Sprintf("%s %s:%d %s:%d %s", e.Kind, e.Source, e.SourcePort, e.Destination, e.DestinationPort, text))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// sessionOf returns the session in the MAC addresses of an event.
+func sessionOf(t *testing.T, e event) (deception.SessionID, bool) {
+	t.Helper()
+	a, err1 := frame.ParseMAC(e.Ether.Source)
+	b, err2 := frame.ParseMAC(e.Ether.Destination)
+	if err1 != nil || err2 != nil {
+		t.Fatalf("no MAC addresses in %s", e.Line)
+	}
+	k, reversed, ok := frame.Key(a, b)
+	if !ok {
+		t.Fatalf("no session in %s", e.Line)
+	}
+	return k.ID(), reversed
+}
+
+// eventually waits until the condition holds.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", patience, what)
+		}
+	}
+}
