@@ -44,6 +44,9 @@ type Recorder interface {
 	// Suricata's file.
 	Room() bool
 	Event(e *deception.Event)
+	// Started and Ended are for sessions of gateways that are not ours.
+	Started(s *deception.Session)
+	Ended(s *deception.Session)
 }
 
 // Config is what an Inspector is made with.
@@ -64,7 +67,8 @@ type Inspector struct {
 
 	// passed is the reader of events, for Suricata's goroutine, which must not wait
 	// for mu: Close waits for it.
-	passed atomic.Pointer[eve.Reader]
+	passed   atomic.Pointer[eve.Reader]
+	services atomic.Pointer[[]deception.Service] // of the document
 
 	mu       sync.Mutex // guards the rest
 	want     *deception.Inspect
@@ -75,7 +79,7 @@ type Inspector struct {
 	suricata *suricata.Suricata
 	events   *eve.Reader
 	reads    string // the file that events reads
-	problem  error  // of the last Apply
+	captures []link
 }
 
 // New returns an Inspector that analyses nothing yet.
@@ -91,13 +95,15 @@ func (i *Inspector) Begin(s *deception.Session, lane int) relay.Watcher {
 	return nil
 }
 
-// Apply brings analysis to what is wanted; nil wants nothing. A part that cannot be
+// Apply brings analysis to what the state wants of it. A part that cannot be
 // had is named in the error and tried again at the next call; the others work.
 //
 // Who reads is there before what writes to it.
-func (i *Inspector) Apply(ctx context.Context, want *deception.Inspect) error {
+func (i *Inspector) Apply(ctx context.Context, state *deception.State) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.services.Store(&state.Services)
+	want := state.Inspect
 	if want == nil {
 		want = &deception.Inspect{}
 	}
@@ -105,20 +111,19 @@ func (i *Inspector) Apply(ctx context.Context, want *deception.Inspect) error {
 	i.feed.SetDepth(want.Depth)
 	if want.Enabled() {
 		if err := os.MkdirAll(i.cfg.Dir, 0o700); err != nil {
-			i.problem = fmt.Errorf("inspect: %w", err)
-			return i.problem
+			return fmt.Errorf("inspect: %w", err)
 		}
 	}
 	errs := []error{
 		i.applyPackets(want), i.applyTap(ctx, want), i.applySuricata(ctx, want), i.applyEvents(want),
+		i.applyCaptures(want.Capture),
 	}
 	for j, err := range errs {
 		if err != nil {
 			errs[j] = fmt.Errorf("inspect: %w", err)
 		}
 	}
-	i.problem = errors.Join(errs...)
-	return i.problem
+	return errors.Join(errs...)
 }
 
 // applyPackets keeps the packets of sessions, or ends that.
@@ -272,7 +277,7 @@ const catchUp = 3 * time.Second
 func (i *Inspector) Close(ctx context.Context) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	errs := []error{i.feed.Close()} // with the outputs
+	errs := []error{i.applyCaptures(nil), i.feed.Close()} // with the outputs
 	if i.suricata != nil {
 		errs = append(errs, i.suricata.Close(ctx))
 	}

@@ -6,6 +6,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/archive"
+	"decoynet/internal/capture"
 	"decoynet/internal/eve"
 	"decoynet/internal/feed"
 	"decoynet/internal/suricata"
@@ -18,6 +19,7 @@ type Status struct {
 	Suricata *suricata.Status `json:"suricata,omitempty"` // that decoynet runs
 	Events   *EventStatus     `json:"events,omitempty"`
 	Packets  *PacketStatus    `json:"packets,omitempty"`
+	Captures []capture.Stats  `json:"captures,omitempty"`
 	Problems []string         `json:"problems,omitempty"`
 }
 
@@ -126,6 +128,13 @@ func (i *Inspector) Status() *Status {
 		s.Packets = packetStatus(&a)
 		if !a.FailingSince.IsZero() {
 			s.problem("inspect: packets of sessions cannot be kept since %s: %s", a.FailingSince.Format(time.RFC3339), a.Err)
+		}
+	}
+	for _, l := range i.captures {
+		c := l.capture.Stats()
+		s.Captures = append(s.Captures, c)
+		if c.Problem != "" {
+			s.problem("inspect: nothing is captured at %s: %s", c.Interface, c.Problem)
 		}
 	}
 	return s

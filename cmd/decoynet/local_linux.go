@@ -154,7 +154,7 @@ func (l *localRoles) apply(ctx context.Context, want desired) error {
 	table := deception.NewTable(state)
 	errs := []error{err, k.zones.Apply(ctx, state)}
 	errs = append(errs, k.applyHostRoutes(ctx, state))
-	errs = append(errs, k.inspect.Apply(ctx, state.Inspect))
+	errs = append(errs, k.inspect.Apply(ctx, state))
 	k.checker.Watch(ctx, health.PortsOf(state))
 	k.links.Watch(ctx, state)
 	k.gateway.KeepHeads(want.heads)
