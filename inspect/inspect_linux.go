@@ -75,6 +75,7 @@ type Inspector struct {
 	archive  *archive.Archive
 	tap      *vtap.Tap
 	tapName  string
+	swept    bool // tap devices of an earlier process were looked for
 	fifo     *feed.FIFO
 	suricata *suricata.Suricata
 	events   *eve.Reader
@@ -153,12 +154,16 @@ func (i *Inspector) applyTap(ctx context.Context, want *deception.Inspect) error
 		err = i.feed.Remove(outputTap)
 		i.tap = nil
 	}
+	if !i.swept || i.tapName != want.Tap {
+		err = errors.Join(err, i.removeTaps(ctx, want.Tap))
+		i.swept, i.tapName = true, want.Tap
+	}
 	if want.Tap == "" {
 		return err
 	}
 	fresh := i.tap == nil
 	if fresh {
-		i.tap, i.tapName = vtap.New(i.cfg.Host, want.Tap), want.Tap
+		i.tap = vtap.New(i.cfg.Host, want.Tap)
 	}
 	changes, err2 := i.tap.Apply(ctx)
 	for _, c := range changes {
@@ -170,6 +175,16 @@ func (i *Inspector) applyTap(ctx context.Context, want *deception.Inspect) error
 		i.feed.Add(outputTap, i.tap)
 	}
 	return errors.Join(err, err2)
+}
+
+// removeTaps removes the devices of ours, also those of an earlier process, but for
+// those to keep.
+func (i *Inspector) removeTaps(ctx context.Context, keep ...string) error {
+	removed, err := vtap.Remove(ctx, i.cfg.Host, keep...)
+	for _, name := range removed {
+		i.cfg.Log.Debug("tap device removed", "name", name)
+	}
+	return err
 }
 
 // applySuricata has the FIFO stand while Suricata, ours or another, reads it.
@@ -278,6 +293,7 @@ func (i *Inspector) Close(ctx context.Context) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	errs := []error{i.applyCaptures(nil), i.feed.Close()} // with the outputs
+	errs = append(errs, i.removeTaps(ctx))
 	if i.suricata != nil {
 		errs = append(errs, i.suricata.Close(ctx))
 	}
