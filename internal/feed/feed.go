@@ -51,6 +51,7 @@ type Feed struct {
 	raw    rawFlows
 	roster roster
 	tags   tagTable
+	tuples tupleTable
 	dirty  chan struct{} // a lane has something
 	quit   chan struct{}
 	done   chan struct{}
@@ -85,6 +86,7 @@ func New(c Config) *Feed {
 	f.outputs.Store(&[]*output{})
 	f.depth.Store(c.Depth)
 	f.roster.init()
+	f.tuples.init()
 	go f.flushLazily()
 	return f
 }
@@ -122,9 +124,9 @@ func (f *Feed) flush() {
 }
 
 // Begin tells of a new flow. Of the session, ID, Node, Segment, Source,
-// Destination, Transport and Start must be set. All that is told of the flow
-// afterwards is on the same lane, which is any number. Nil, whose methods do
-// nothing, is returned where no output would take it.
+// Destination, Transport and Start must be set. lane is any number, the same for
+// flows of one loop. Nil, whose methods do nothing, is returned where no output
+// would take the flow.
 func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 	mask, full := f.mask.Load(), f.full.Load()
 	if mask == 0 {
@@ -151,9 +153,18 @@ func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 	w.header[Client] = frame.NewHeader(s.Transport, intruder, decoy, tags, s.Source, s.Destination)
 	w.header[Server] = frame.NewHeader(s.Transport, decoy, intruder, tags, s.Destination, s.Source)
 	f.running.Add(1)
+	at := s.Start.UnixNano()
+	before := f.tuples.replace(w, tuple{s.Source, s.Destination, s.Transport, tags})
 	w.lane.mu.Lock()
-	w.lane.add(record{flow: w, at: s.Start.UnixNano(), kind: kindBegin}, nil)
-	w.lane.mu.Unlock()
+	defer w.lane.mu.Unlock()
+	if before != nil && !before.closed {
+		before.closed = true
+		before.end(record{
+			at: at, kind: kindClientReset, // with no other end of it could the port be free
+			offset: uint32(before.fed[Client].Load()), other: uint32(before.fed[Server].Load()),
+		})
+	}
+	w.lane.add(record{flow: w, at: at, kind: kindBegin}, nil)
 	return w
 }
 

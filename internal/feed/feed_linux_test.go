@@ -289,3 +289,60 @@ func TestSameAddressesInTwoNetworks(t *testing.T) {
 		t.Errorf("requests %v with tags %v", urls, tags)
 	}
 }
+
+// TestPortUsedAgain: a flow with the addresses and ports of one whose end was not
+// told yet, from another loop, is a flow of its own.
+func TestPortUsedAgain(t *testing.T) {
+	sensor, out := newSensor(t, httpRules), newPcapFile(t)
+	f := New(Config{Lanes: 4})
+	f.Add("file", out)
+	const from, to = "192.0.2.7:40001", "198.51.100.4:80"
+	var sessions []*deception.Session
+	var before *script
+	for i := range 200 {
+		s := session(deception.TCP, from, to)
+		sessions = append(sessions, s)
+		p := &script{s: s, w: f.Begin(s, i), at: s.Start}
+		p.client(request)
+		if before != nil {
+			before.end(deception.EndClientReset)
+		}
+		p.server(response)
+		if before = p; i%3 == 0 {
+			p.end(deception.EndClientReset)
+			before = nil
+		}
+	}
+	before.end(deception.EndClientClosed)
+	if st := f.Stats(); st.Running != 0 {
+		t.Errorf("%d flows run", st.Running)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range f.tuples.shards {
+		if n := len(f.tuples.shards[i].flows); n != 0 {
+			t.Errorf("%d flows are still known by their addresses", n)
+		}
+	}
+	events := sensor.read(t, out.file.Name())
+	noEvents(t, events)
+	alerts, flows := map[deception.SessionID]int{}, map[deception.SessionID]int{}
+	for _, e := range events {
+		id, _ := e.key() // Suricata's flow_id is the same for two that begin in one microsecond
+		switch e.Type {
+		case "alert":
+			alerts[id]++
+		case "flow":
+			flows[id]++
+		}
+	}
+	for i, s := range sessions {
+		if alerts[s.ID] != 2 || flows[s.ID] != 1 {
+			t.Errorf("flow %d has %d alerts and %d flow records, want 2 and 1", i, alerts[s.ID], flows[s.ID])
+		}
+		if known, partial, _ := f.Find(s.ID.Key()); partial || known.Running() {
+			t.Errorf("flow %d is partial, or still runs: %+v", i, known)
+		}
+	}
+}

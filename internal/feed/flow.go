@@ -14,6 +14,7 @@ type Flow struct {
 	lane      *lane
 	key       deception.SessionKey
 	transport deception.Transport
+	tuple     uint64
 	barred    uint32 // the outputs that lost it before it began
 	closed    bool   // guarded by lane.mu
 	header    [2]frame.Header
@@ -40,7 +41,8 @@ func (w *Flow) Data(side int, b []byte, at time.Time) {
 	}
 	w.lane.mu.Lock()
 	defer w.lane.mu.Unlock()
-	if w.closed {
+	if w.closed { // by a flow with the same addresses and ports
+		w.feed.roster.mark(w.key)
 		return
 	}
 	r := record{flow: w, at: at.UnixNano(), kind: kindData, side: uint8(side)}
@@ -96,20 +98,29 @@ func (w *Flow) Close(s *deception.Session, at time.Time) {
 	if w == nil {
 		return
 	}
+	w.feed.Know(s)
 	w.lane.mu.Lock()
 	defer w.lane.mu.Unlock()
 	if w.closed {
 		return
 	}
 	w.closed = true
+	w.end(record{
+		at: at.UnixNano(), kind: ending(s.Reason),
+		offset: uint32(s.SourceBytes), other: uint32(s.DestinationBytes),
+	})
+}
+
+// end hands in the record of a flow's end. lane.mu is held.
+func (w *Flow) end(r record) {
 	w.feed.running.Add(-1)
-	w.feed.Know(s)
-	if w.wanted() {
-		w.lane.add(record{
-			flow: w, at: at.UnixNano(), kind: ending(s.Reason),
-			offset: uint32(s.SourceBytes), other: uint32(s.DestinationBytes),
-		}, nil)
+	if !w.wanted() {
+		w.feed.tuples.remove(w)
+		return
 	}
+	r.flow = w
+	w.lane.add(r, nil)
+	w.lane.ended = append(w.lane.ended, w)
 }
 
 // ending is the kind of record for how a flow ended, as it was seen on the

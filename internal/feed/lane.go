@@ -80,6 +80,7 @@ type lane struct {
 	feed  *Feed
 	mu    sync.Mutex // guards the rest
 	chunk *chunk     // being filled
+	ended []*Flow    // whose end is in chunk
 }
 
 // add appends a record. l.mu is held.
@@ -123,4 +124,9 @@ func (l *lane) handOver() {
 		o.offer(c)
 	}
 	c.release()
+	for i, w := range l.ended {
+		l.feed.tuples.remove(w)
+		l.ended[i] = nil
+	}
+	l.ended = l.ended[:0]
 }
