@@ -95,9 +95,9 @@ func (p *FIFO) Frame(at int64, b []byte) error {
 	if err := p.await(); err != nil {
 		return err
 	}
-	p.batch = frame.AppendRecord(p.batch, at, b)
+	p.last = max(p.last, at) // a heartbeat may have been ahead
+	p.batch = frame.AppendRecord(p.batch, p.last, b)
 	p.frames++
-	p.last = at
 	if len(p.batch) < batchBytes {
 		return nil
 	}
@@ -193,9 +193,16 @@ func (p *FIFO) restarted() error {
 	return nil
 }
 
-// open fails with ENXIO where nobody reads (fifo(7)).
+// open fails with ENXIO where nobody reads (fifo(7)). A FIFO that somebody removed
+// is made anew.
 func (p *FIFO) open() error {
 	fd, err := unix.Open(p.path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) && !p.closed() {
+		if err := makeFIFO(p.path); err != nil {
+			return err
+		}
+		return unix.ENXIO
+	}
 	if err != nil {
 		return err
 	}

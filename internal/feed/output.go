@@ -13,6 +13,8 @@ import (
 const (
 	// tickEvery is how often an output with nothing to write is flushed.
 	tickEvery = 125 * time.Millisecond
+	// leastQueue is an output's share of the queue at least: two chunks.
+	leastQueue = 1 << 20
 	// endGrace is how long an output that is ended may still write what waits, and
 	// then how long it may take to end when it is closed.
 	endGrace = time.Second
@@ -135,7 +137,7 @@ func (f *Feed) arrange() {
 	}
 	for _, o := range all {
 		o.mu.Lock()
-		o.limit = int64(f.config.QueueBytes / len(all))
+		o.limit = max(int64(f.config.QueueBytes/len(all)), leastQueue)
 		o.mu.Unlock()
 	}
 	f.outputs.Store(&all)
