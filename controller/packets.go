@@ -142,7 +142,7 @@ func (c *Controller) packets(ctx context.Context, session string, tell func(*dec
 	}
 	var missing []string
 	if c.cfg.Packets != nil {
-		out := &teller{node: "this controller's machine", tell: tell}
+		out := &teller{node: c.thisNode(), tell: tell}
 		capped, err := c.cfg.Packets(ctx, id, found.Start, found.End, out)
 		if err == nil || out.told {
 			return out.finish(capped, err)
@@ -222,12 +222,24 @@ func (c *Controller) fetch(ctx context.Context, s *deception.Session, missing []
 	return connect.NewError(connect.CodeNotFound, fmt.Errorf("no packets of session %s were found: %s", s.ID, strings.Join(missing, "; ")))
 }
 
-// analysts are the nodes that may have analysed a session: those that took it from
-// the intruder, and every ingress gateway.
+// thisNode names the node that runs in this process.
+func (c *Controller) thisNode() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name := range c.local {
+		return name
+	}
+	return "this controller's machine"
+}
+
+// analysts are the other nodes that may have analysed a session: the one that took it
+// from the intruder, and every ingress gateway.
 func (c *Controller) analysts(s *deception.Session) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var out []string
 	for name, p := range c.hub.present().nodes {
-		if name == s.Node || p.relays {
+		if c.local[name] == nil && (name == s.Node || p.relays) {
 			out = append(out, name)
 		}
 	}

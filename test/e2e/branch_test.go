@@ -191,6 +191,7 @@ func TestBranch(t *testing.T) {
 		{"UDP", (*branch).testUDP},
 		{"Ends", (*branch).testEnds},
 		{"Nodes", (*branch).testNodes},
+		{"Packets", (*branch).testPackets},
 		{"Unprivileged", (*branch).testUnprivileged},
 		{"AgentKilled", (*branch).testAgentKilled},
 		{"ControllerAway", (*branch).testControllerAway},
