@@ -39,6 +39,8 @@ func recorded(t *testing.T, o options) (*site, *deception.Session) {
 		}
 	})
 	v := session(1, "crm-1", "crm")
+	v.Start = time.Now().Truncate(time.Millisecond) // an old one expires
+	v.ID, v.End = deception.NewSessionID(v.Start), v.Start.Add(time.Second)
 	if err := recorder.Commit(within(t), store.Batch{Node: "hq", Sessions: []deception.Session{*v}}); err != nil {
 		t.Fatal(err)
 	}
