@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,20 @@ type Recorder interface {
 	Probe(p *deception.Probe)
 }
 
+// Mirror shows flows of the kernel path to analysis. Its methods do not wait for it.
+type Mirror interface {
+	// Watch has the packets of flows to the segment's decoys of the kernel path
+	// shown from now on, as table binds them. link is the segment's interface in ns,
+	// which stays open until Unwatch.
+	Watch(segment string, ns wire.Namespace, link string, decoys []*deception.Decoy, table *deception.Table)
+	Unwatch(segment string)
+	// Session returns the identifier of the flow that began at start: the one that
+	// its packets are shown under.
+	Session(segment string, t deception.Transport, source, destination netip.AddrPort, start time.Time) deception.SessionID
+	// Know tells what is known of a session, its end at last.
+	Know(s *deception.Session)
+}
+
 // Config is what an agent is made with.
 type Config struct {
 	Node     string
@@ -50,6 +65,8 @@ type Config struct {
 	Forwarded Up
 	// CloseFlows ends flows, wherever they are carried, whose session matches.
 	CloseFlows func(match func(*deception.Session) bool, reason deception.EndReason)
+	// Mirror is shown the flows of the kernel path; nil: nobody is.
+	Mirror Mirror
 	// Claimed is called when addresses were claimed or given up; nil: nobody is.
 	Claimed func()
 	Log     *slog.Logger

@@ -88,6 +88,14 @@ func (s *segment) applyKernelPath(ctx context.Context) error {
 	return nil
 }
 
+// mirrorKernelPath has the flows shown to analysis. The segment has its link by
+// now, and no address yet that a flow could come to.
+func (s *segment) mirrorKernelPath() {
+	if m := s.agent.cfg.Mirror; m != nil && s.kernel != nil {
+		m.Watch(s.name, s.kernel.ns, link.LANName, s.agent.state.DecoysOf(s.name), s.agent.table)
+	}
+}
+
 // kernelRules are the segment's translations. Where every one of them leads to
 // an alias, the alias tells whose reply it is, and the host needs no connection
 // tracking of its own.
@@ -148,6 +156,9 @@ func (s *segment) closeKernelPath(ctx context.Context) error {
 			Index: uint16(s.plan.index), HostLink: link.HostName(s.name),
 		})
 	}
+	if m := s.agent.cfg.Mirror; m != nil {
+		m.Unwatch(s.name)
+	}
 	s.kernel.close()
 	s.kernel = nil
 	if err != nil {
@@ -207,6 +218,7 @@ func (k *kernelPath) announce(before time.Time) {
 			k.sessions[key] = b
 			s := k.session(&b.flow, &b)
 			k.cfg.Recorder.Started(&s)
+			k.know(&s)
 		}
 	}
 }
@@ -250,12 +262,24 @@ func (k *kernelPath) record() {
 			k.ended[key] = struct{}{}
 		}
 		k.cfg.Recorder.Ended(&s)
+		k.know(&s)
+	}
+}
+
+func (k *kernelPath) know(s *deception.Session) {
+	if k.cfg.Mirror != nil {
+		k.cfg.Mirror.Know(s)
 	}
 }
 
 // bind names a flow that has begun, by the table of that moment.
 func (k *kernelPath) bind(f *conntrack.Flow) boundFlow {
-	b := boundFlow{flow: *f, id: deception.NewSessionID(f.Start)}
+	b := boundFlow{flow: *f}
+	if k.cfg.Mirror != nil {
+		b.id = k.cfg.Mirror.Session(k.segment, f.Transport, f.Source, f.Destination, f.Start)
+	} else {
+		b.id = deception.NewSessionID(f.Start)
+	}
 	if t, ok := k.table.Lookup(k.segment, f.Transport, f.Destination); ok {
 		b.decoy, b.service = t.Decoy.Name, t.Service.Name
 	}

@@ -14,7 +14,7 @@ import (
 const roleVar = "DECOYNET_AGENT_TEST_ROLE"
 
 // roles are the other kinds of process.
-var roles = map[string]func() error{"machine": runTests, "listen": listenRole}
+var roles = map[string]func() error{"machine": runTests, "listen": listenRole, "mirror": mirrorRole}
 
 // testMachine is what the tests' own network namespace has beside loopback.
 var testMachine = [][]string{

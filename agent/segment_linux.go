@@ -118,6 +118,7 @@ func (s *segment) realise(ctx context.Context, steeredBy deception.Steering) err
 	if err := s.claim(); err != nil {
 		return errors.Join(append(errs, err)...) // an address that cannot be defended is not taken
 	}
+	s.mirrorKernelPath()
 	errs = append(errs, s.applyRoutes(ctx, s.watch.addresses()), s.steer(ctx, steeredBy))
 	if !p.link.Uplink {
 		errs = append(errs, s.closeKernelPath(ctx))

@@ -1,9 +1,7 @@
 package capture
 
 import (
-	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,10 +10,6 @@ import (
 	"decoynet/internal/kernel/wire"
 	"decoynet/internal/strip"
 )
-
-// lookEvery is how often the interface is looked for, and flows are ended that
-// have not moved.
-const lookEvery = time.Second
 
 // Config says what a Capture is made with.
 type Config struct {
@@ -50,148 +44,54 @@ type Stats struct {
 // Capture feeds the flows of one interface. It waits for the interface where it is
 // not there, and for the next one of its name where it goes.
 type Capture struct {
-	config Config
-	quit   chan struct{}
-	done   chan struct{}
+	listener *listener
 
 	mu       sync.Mutex // guards the rest
 	stripper *strip.Stripper
 	sessions sessions
-	tap      *wire.Capture // nil while there is no interface
-	link     int           // the interface's index
-	problem  string
-	dropped  uint64 // of taps before this one
 }
 
 // New begins to listen. Close ends it.
 func New(c Config) *Capture {
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	t := &Capture{config: c, quit: make(chan struct{}), done: make(chan struct{})}
-	t.sessions = sessions{node: c.Node, feed: c.Feed, recorder: c.Recorder, service: c.Service, fed: c.Fed}
+	t := &Capture{sessions: sessions{node: c.Node, feed: c.Feed, recorder: c.Recorder, service: c.Service, fed: c.Fed}}
 	t.stripper = strip.New(&t.sessions, c.Limits)
-	t.look()
-	go t.run()
+	t.listener = listen(listenerConfig{
+		ns: c.NS, name: c.Interface, take: wire.Selection{Ports: c.Ports}, promiscuous: true, ringBytes: c.RingBytes, log: c.Log,
+		handle: t.take, tick: t.expire,
+	})
 	return t
-}
-
-func (t *Capture) run() {
-	defer close(t.done)
-	ticker := time.NewTicker(lookEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-t.quit:
-			return
-		case now := <-ticker.C:
-			t.look()
-			t.mu.Lock()
-			t.stripper.Expire(now.UnixNano())
-			t.mu.Unlock()
-		}
-	}
-}
-
-// look opens the interface where it has come, and lets go of one that has gone.
-// Only New and run call it.
-func (t *Capture) look() {
-	var link *net.Interface
-	err := t.config.NS.Do(func() (err error) {
-		link, err = net.InterfaceByName(t.config.Interface)
-		return err
-	})
-	switch {
-	case err != nil:
-		t.leave()
-		t.trouble(fmt.Errorf("interface %s is not there: %w", t.config.Interface, err))
-	case t.tap == nil || t.link != link.Index:
-		t.leave()
-		t.trouble(t.open(link))
-	}
-}
-
-func (t *Capture) open(link *net.Interface) error {
-	tap, err := wire.OpenCapture(wire.CaptureConfig{
-		NS: t.config.NS, Link: link.Index, Take: wire.Selection{Ports: t.config.Ports},
-		Promiscuous: link.Flags&net.FlagLoopback == 0, Incoming: link.Flags&net.FlagLoopback != 0,
-		RingBytes: t.config.RingBytes, Handle: t.take,
-	})
-	if err != nil {
-		return fmt.Errorf("capture at interface %s: %w", t.config.Interface, err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.tap, t.link = tap, link.Index
-	return nil
-}
-
-// leave closes the packet socket, if there is one. The handler of the socket takes
-// mu, so it is not held meanwhile.
-func (t *Capture) leave() {
-	if t.tap == nil {
-		return
-	}
-	if err := t.tap.Close(); err != nil {
-		t.config.Log.Warn("capture", slog.String("interface", t.config.Interface), slog.Any("error", err))
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, dropped := t.tap.Stats()
-	t.dropped += dropped
-	t.tap = nil
-}
-
-// trouble notes what is wrong, and tells of it once.
-func (t *Capture) trouble(err error) {
-	problem := ""
-	if err != nil {
-		problem = err.Error()
-	}
-	t.mu.Lock()
-	told := t.problem
-	t.problem = problem
-	t.mu.Unlock()
-	switch {
-	case problem == told:
-	case problem == "":
-		t.config.Log.Info("capture goes on", slog.String("interface", t.config.Interface))
-	default:
-		t.config.Log.Warn("capture", slog.String("interface", t.config.Interface), slog.Any("error", err))
-	}
 }
 
 func (t *Capture) take(p *wire.Captured) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.stripper.Take(&strip.Packet{At: p.At, Data: p.IP, Unsummed: p.Unsummed, Size: p.Segment})
+	t.stripper.Take(packetOf(p))
+}
+
+func packetOf(p *wire.Captured) *strip.Packet {
+	return &strip.Packet{At: p.At, Data: p.IP, Unsummed: p.Unsummed, Size: p.Segment}
+}
+
+func (t *Capture) expire(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stripper.Expire(now.UnixNano())
 }
 
 // Stats tells what has been counted.
 func (t *Capture) Stats() Stats {
+	st := Stats{Interface: t.listener.config.name}
+	st.Listening, st.Problem, st.Dropped = t.listener.stats()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	st := Stats{
-		Interface: t.config.Interface, Listening: t.tap != nil, Problem: t.problem, Dropped: t.dropped,
-		Foreign: t.sessions.foreign, Stats: t.stripper.Stats(),
-	}
-	if t.tap != nil {
-		_, dropped := t.tap.Stats()
-		st.Dropped += dropped
-	}
+	st.Foreign, st.Stats = t.sessions.foreign, t.stripper.Stats()
 	return st
 }
 
 // Close ends the listening. Flows of other gateways that still run end on record.
-func (t *Capture) Close() error {
-	close(t.quit)
-	<-t.done
-	var err error
-	if t.tap != nil {
-		err = t.tap.Close()
-	}
+func (t *Capture) Close() {
+	t.listener.close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.stripper.Close(time.Now().UnixNano())
-	return err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"decoynet/deception"
+	"decoynet/internal/capture/capturetest"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/lab"
 	"decoynet/internal/lab/labtest"
@@ -120,7 +121,7 @@ func (o *office) haproxy(t *testing.T, m *lab.Machine) {
 // curl asks for something until it is answered.
 func (o *office) curl(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), capturetest.Patience)
 	defer cancel()
 	out, err := o.intruder.Run(ctx, "curl", append([]string{"-sS", "-m", "20", "--retry", "50", "--retry-connrefused", "--retry-delay", "1"}, args...)...)
 	if err != nil {
@@ -137,10 +138,10 @@ func (o *office) tcpdump(t *testing.T) (stop func() string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "tcpdump listens", func() bool { return strings.Contains(p.Log(), "listening on") })
+	capturetest.Eventually(t, "tcpdump listens", func() bool { return strings.Contains(p.Log(), "listening on") })
 	return func() string {
 		settle(t, path)
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), capturetest.Patience)
 		defer cancel()
 		if err := p.Stop(ctx); err != nil {
 			t.Fatal(err)
@@ -157,7 +158,7 @@ func (o *office) tcpdump(t *testing.T) (stop func() string) {
 func settle(t *testing.T, path string) {
 	t.Helper()
 	size, since := int64(-1), time.Now()
-	eventually(t, "the witness has written all", func() bool {
+	capturetest.Eventually(t, "the witness has written all", func() bool {
 		if f, err := os.Stat(path); err == nil && f.Size() != size {
 			size, since = f.Size(), time.Now()
 		}
@@ -172,7 +173,7 @@ func TestHAProxy(t *testing.T) {
 	for _, offload := range []string{"on", "off"} {
 		t.Run("offload "+offload, func(t *testing.T) {
 			o := newOffice(t, offload)
-			r := newRecordings()
+			r := capturetest.NewRecordings()
 			c := New(Config{
 				NS: o.ns, Node: "hq", Interface: "br0", Ports: []deception.PortRange{deception.Port(deception.TCP, 80)}, Feed: r, Recorder: r,
 				Service: func(_ deception.Transport, at netip.AddrPort) string {
@@ -186,7 +187,7 @@ func TestHAProxy(t *testing.T) {
 			for _, front := range []string{front4, "[" + front6 + "]", host4, "[" + host6 + "]"} {
 				o.curl(t, "http://"+front+"/hello") // everybody is up
 			}
-			before := len(r.over())
+			before := len(r.Over())
 			stop := o.tcpdump(t)
 			flows := 0
 			for _, front := range []string{front4, "[" + front6 + "]", host4, "[" + host6 + "]"} {
@@ -203,7 +204,7 @@ func TestHAProxy(t *testing.T) {
 			o.curl(t, "http://"+front4+":82/hello")
 			flows++
 			path := stop()
-			eventually(t, "all flows have ended", func() bool { return len(r.over()) >= before+flows })
+			capturetest.Eventually(t, "all flows have ended", func() bool { return len(r.Over()) >= before+flows })
 			checkHAProxy(t, c, r, path, flows)
 		})
 	}
@@ -216,28 +217,28 @@ func intruderOf(front string) string {
 	return "192.0.2.66"
 }
 
-func checkHAProxy(t *testing.T, c *Capture, r *recordings, path string, flows int) {
+func checkHAProxy(t *testing.T, c *Capture, r *capturetest.Recordings, path string, flows int) {
 	t.Helper()
 	st := c.Stats()
 	t.Logf("%+v", st)
 	if st.Dropped != 0 || st.Gaps != 0 || st.Malformed != 0 || st.Corrupt != 0 || st.BadHeader != 0 || st.NoHeader != 0 || !st.Listening || st.Local == 0 {
 		t.Errorf("counted %+v", st)
 	}
-	want, events := records(suricata(t, path, true)), suricata(t, r.write(t, t.TempDir()), false)
-	got := records(events)
+	want, events := capturetest.Records(capturetest.Suricata(t, path, true)), capturetest.Suricata(t, r.Write(t, t.TempDir()), false)
+	got := capturetest.Records(events)
 	// The fed ones begin with those by which the test saw that all was up.
 	got = keepKnown(got, want)
 	if diff := cmp.Diff(want, got); diff != "" || len(want) < flows {
 		t.Errorf("%d records at the intruder's card; (-intruder +fed):\n%s", len(want), diff)
 	}
 	sessions := map[deception.SessionID]deception.Session{}
-	for _, s := range r.over() {
+	for _, s := range r.Over() {
 		sessions[s.ID] = s
 	}
 	for _, e := range events {
 		switch e.Kind {
 		case "http":
-			id, _ := sessionOf(t, e)
+			id, _ := capturetest.SessionOf(t, e)
 			s, ok := sessions[id]
 			from, to := netip.MustParseAddr(e.Source), netip.MustParseAddr(e.Destination)
 			if !ok || s.Source != netip.AddrPortFrom(from, uint16(e.SourcePort)) || s.Destination != netip.AddrPortFrom(to, uint16(e.DestinationPort)) {
@@ -283,7 +284,7 @@ func TestInterfaceComesAndGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	r := newRecordings()
+	r := capturetest.NewRecordings()
 	c := New(Config{NS: ns, Interface: "gone0", Feed: r, Recorder: r})
 	defer c.Close()
 	for range 3 {
@@ -293,10 +294,10 @@ func TestInterfaceComesAndGoes(t *testing.T) {
 		if _, err := m.Run(t.Context(), "ip", "link", "add", "gone0", "type", "veth", "peer", "name", "other"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it listens", func() bool { st := c.Stats(); return st.Listening && st.Problem == "" })
+		capturetest.Eventually(t, "it listens", func() bool { st := c.Stats(); return st.Listening && st.Problem == "" })
 		if _, err := m.Run(t.Context(), "ip", "link", "del", "gone0"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it notices", func() bool { return !c.Stats().Listening })
+		capturetest.Eventually(t, "it notices", func() bool { return !c.Stats().Listening })
 	}
 }

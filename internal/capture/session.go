@@ -1,7 +1,8 @@
-// Package capture feeds analysis with flows that go between gateways on a link:
-// a packet socket takes their packets, package strip takes the gateways out of
-// them. It serves gateways that are not decoynet's (HAProxy with send-proxy), and
-// machines that see the flows of decoynet's own gateways pass by.
+// Package capture feeds analysis with flows that packet sockets see on a link. A
+// [Capture] takes those between gateways, and package strip takes the gateways out
+// of them. It serves gateways that are not decoynet's (HAProxy with send-proxy), and
+// machines that see the flows of decoynet's own gateways pass by. A [Mirror] takes
+// those of the kernel path, as they are.
 package capture
 
 import (

@@ -54,6 +54,26 @@ func (b *builder) build(s *Segment, size int, emit func(ip []byte)) {
 	}
 }
 
+// same writes the packet as it is, with a checksum where that may be missing.
+func (b *builder) same(s *Segment, unsummed bool) []byte {
+	if !unsummed {
+		return s.whole
+	}
+	ip := b.room(len(s.whole))
+	copy(ip, s.whole)
+	body, at := ip[s.at:], 16
+	if s.Transport == deception.UDP {
+		body, at = body[:udpSize+len(s.Payload)], 6
+	}
+	binary.BigEndian.PutUint16(body[at:], 0)
+	check := transportSum(s.Source.Addr(), s.Destination.Addr(), s.Transport, body)
+	if check == 0 && s.Transport == deception.UDP {
+		check = 0xffff // 0 means that there is none (RFC 768)
+	}
+	binary.BigEndian.PutUint16(body[at:], check)
+	return ip
+}
+
 func (b *builder) segment(s *Segment) []byte {
 	header := tcpSize + (len(s.Options)+3)&^3
 	ip, body := b.packet(s, header+len(s.Payload))
@@ -80,11 +100,11 @@ func (b *builder) datagram(s *Segment) []byte {
 	binary.BigEndian.PutUint16(body[4:], uint16(len(body)))
 	binary.BigEndian.PutUint16(body[6:], 0)
 	copy(body[udpSize:], s.Payload)
-	check := transportSum(s.Source.Addr(), s.Destination.Addr(), s.Transport, body)
-	if check == 0 {
-		check = 0xffff // 0 means that there is none (RFC 768)
+	if check := transportSum(s.Source.Addr(), s.Destination.Addr(), s.Transport, body); check != 0 {
+		binary.BigEndian.PutUint16(body[6:], check)
+	} else {
+		binary.BigEndian.PutUint16(body[6:], 0xffff) // 0 means that there is none (RFC 768)
 	}
-	binary.BigEndian.PutUint16(body[6:], check)
 	return ip
 }
 

@@ -77,8 +77,11 @@ func (s *Stripper) replaces(f *flow, side int) bool {
 	return side == Server || s.seg.Seq+1 != f.base[Client]
 }
 
-// open begins to follow a flow.
+// open begins to follow a flow. It returns nil for one that is of no use.
 func (s *Stripper) open(at int64) *flow {
+	if s.plain != nil {
+		return s.openPlain(at)
+	}
 	for s.waiting.n >= s.limits.Waiting {
 		s.pass(s.waiting.first(), &s.stats.Overflow)
 	}
@@ -86,6 +89,26 @@ func (s *Stripper) open(at int64) *flow {
 	f.From, f.To, f.Start = s.seg.Source, s.seg.Destination, at
 	s.flows[f.key] = f
 	s.waiting.push(f)
+	return f
+}
+
+// openPlain does so where flows have no header.
+func (s *Stripper) openPlain(at int64) *flow {
+	if !s.plain(s.seg.Transport, s.seg.Destination) {
+		return nil
+	}
+	f := &flow{key: key{s.seg.Source, s.seg.Destination, s.seg.Transport}, last: at}
+	f.From, f.To, f.Start = s.seg.Source, s.seg.Destination, at
+	f.Header = proxyheader.Header{Transport: s.seg.Transport, Source: s.seg.Source, Destination: s.seg.Destination}
+	if !s.begin(f) {
+		return nil
+	}
+	s.flows[f.key] = f
+	if s.seg.Transport == deception.UDP {
+		s.datagrams.push(f)
+	} else {
+		s.running.push(f)
+	}
 	return f
 }
 

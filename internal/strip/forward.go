@@ -15,6 +15,12 @@ const farAway = 1 << 30
 func (s *Stripper) forward(f *flow, side int, p *Packet) {
 	seg := &s.seg
 	f.learn(seg, side)
+	if s.plain != nil {
+		s.count(f, side)
+		s.emit(f, side, p, seg)
+		s.progress(f, side, p.At)
+		return
+	}
 	out := *seg
 	out.Source, out.Destination = f.Header.Source, f.Header.Destination
 	if side == Server {
@@ -28,12 +34,22 @@ func (s *Stripper) forward(f *flow, side int, p *Packet) {
 	}
 	s.count(f, side)
 	if keep {
-		s.out.build(&out, p.Size, func(ip []byte) {
-			s.stats.Emitted++
-			s.sink.Packet(&f.Flow, side, p.At, ip)
-		})
+		s.emit(f, side, p, &out)
 	}
 	s.progress(f, side, p.At)
+}
+
+// emit gives the sink what out says, cut where that is a super-segment.
+func (s *Stripper) emit(f *flow, side int, p *Packet, out *Segment) {
+	give := func(ip []byte) {
+		s.stats.Emitted++
+		s.sink.Packet(&f.Flow, side, p.At, ip)
+	}
+	if s.plain != nil && (len(out.whole) <= mtu || out.Transport == deception.UDP) && (p.Size == 0 || len(out.Payload) <= p.Size) {
+		give(s.out.same(out, p.Unsummed))
+		return
+	}
+	s.out.build(out, p.Size, give)
 }
 
 // dataStart is where the client's data begins, behind the header.

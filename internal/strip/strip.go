@@ -120,8 +120,11 @@ type Stripper struct {
 	flows  map[key]*flow
 	// Each flow is in one of these, the one whose time is up first in front.
 	waiting, running, datagrams, closing list
-	seg                                  Segment // scratch
-	out                                  builder
+	// plain is nil where flows begin with a header. Else they have none, and those
+	// to destinations that it names are followed.
+	plain func(t deception.Transport, destination netip.AddrPort) bool
+	seg   Segment // scratch
+	out   builder
 }
 
 // New returns a Stripper that knows of no flow.
@@ -131,6 +134,16 @@ func New(sink Sink, limits Limits) *Stripper {
 	for _, l := range []*list{&s.waiting, &s.running, &s.datagrams, &s.closing} {
 		l.init()
 	}
+	return s
+}
+
+// NewPlain returns a Stripper for flows without a header: those to destinations
+// that bound names are followed, with the addresses that their packets have. Their
+// packets come out as they are, but for super-segments and checksums that are not
+// there yet.
+func NewPlain(sink Sink, limits Limits, bound func(t deception.Transport, destination netip.AddrPort) bool) *Stripper {
+	s := New(sink, limits)
+	s.plain = bound
 	return s
 }
 
@@ -156,7 +169,7 @@ func (s *Stripper) Take(p *Packet) {
 		return
 	}
 	if s.seg.Transport == deception.UDP {
-		s.takeDatagram(p.At)
+		s.takeDatagram(p)
 		return
 	}
 	s.takeSegment(p)
@@ -198,6 +211,17 @@ func (s *Stripper) Close(now int64) {
 		s.end(f, now, deception.EndShutdown)
 		s.forget(f)
 	}
+}
+
+// Finish ends the flow of these addresses that match names, for a reason that is
+// known from elsewhere.
+func (s *Stripper) Finish(t deception.Transport, client, server netip.AddrPort, at int64, reason deception.EndReason, match func(*Flow) bool) {
+	f := s.flows[key{client, server, t}]
+	if f == nil || !f.began || !match(&f.Flow) {
+		return
+	}
+	s.end(f, at, reason)
+	s.forget(f)
 }
 
 // forget drops all that is known of a flow.

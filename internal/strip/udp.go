@@ -8,8 +8,13 @@ import (
 
 // takeDatagram takes a packet of UDP. Each datagram of a client begins with the
 // header; answers have none.
-func (s *Stripper) takeDatagram(at int64) {
+func (s *Stripper) takeDatagram(p *Packet) {
+	at := p.At
 	f, side := s.find()
+	if s.plain != nil {
+		s.takePlainDatagram(f, side, p)
+		return
+	}
 	h, n, passed := s.readHeader(s.seg.Payload, deception.UDP)
 	switch {
 	case n > 0 && passed != nil:
@@ -44,8 +49,20 @@ func (s *Stripper) takeDatagram(at int64) {
 		s.stats.Malformed++ // an answer over IPv6 that IPv4 has no room for
 		return
 	}
-	s.out.build(&out, 0, func(ip []byte) {
-		s.stats.Emitted++
-		s.sink.Packet(&f.Flow, side, at, ip)
-	})
+	s.emit(f, side, p, &out)
+}
+
+// takePlainDatagram does so where flows have no header.
+func (s *Stripper) takePlainDatagram(f *flow, side int, p *Packet) {
+	if f == nil {
+		if f = s.openPlain(p.At); f == nil {
+			s.stats.Stray++
+			return
+		}
+		side = Client
+	}
+	f.last = p.At
+	s.touch(f)
+	f.Bytes[side] += uint64(len(s.seg.Payload))
+	s.emit(f, side, p, &s.seg)
 }

@@ -1,4 +1,5 @@
-package capture
+// Package capturetest keeps what was fed, and has Suricata say what it sees in it.
+package capturetest
 
 import (
 	"bufio"
@@ -18,10 +19,10 @@ import (
 	"decoynet/internal/frame"
 )
 
-const patience = 60 * time.Second
+const Patience = 60 * time.Second
 
-// recordings are a feed and a recorder that keep all they are given.
-type recordings struct {
+// Recordings are a feed and a recorder that keep all they are given.
+type Recordings struct {
 	mu      sync.Mutex // guards the rest
 	pcap    []byte
 	frames  int
@@ -30,8 +31,8 @@ type recordings struct {
 	ended   map[deception.SessionID]deception.Session
 }
 
-func newRecordings() *recordings {
-	r := &recordings{
+func NewRecordings() *Recordings {
+	r := &Recordings{
 		known:   map[deception.SessionID]deception.Session{},
 		started: map[deception.SessionID]deception.Session{}, ended: map[deception.SessionID]deception.Session{},
 	}
@@ -42,7 +43,7 @@ func newRecordings() *recordings {
 	return r
 }
 
-func (r *recordings) Frame(s *deception.Session, side int, at int64, ip []byte) {
+func (r *Recordings) Frame(s *deception.Session, side int, at int64, ip []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	intruder, decoy := frame.Addresses(s.ID.Key())
@@ -62,26 +63,26 @@ func (r *recordings) Frame(s *deception.Session, side int, at int64, ip []byte) 
 	r.frames++
 }
 
-func (r *recordings) Know(s *deception.Session) {
+func (r *Recordings) Know(s *deception.Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.known[s.ID] = *s
 }
 
-func (r *recordings) Started(s *deception.Session) {
+func (r *Recordings) Started(s *deception.Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.started[s.ID] = *s
 }
 
-func (r *recordings) Ended(s *deception.Session) {
+func (r *Recordings) Ended(s *deception.Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended[s.ID] = *s
 }
 
-// over returns the sessions that have ended.
-func (r *recordings) over() []deception.Session {
+// Over returns the sessions that have ended.
+func (r *Recordings) Over() []deception.Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []deception.Session
@@ -91,8 +92,8 @@ func (r *recordings) over() []deception.Session {
 	return out
 }
 
-// write writes what was fed as a pcap file.
-func (r *recordings) write(t *testing.T, dir string) string {
+// Write writes what was fed as a pcap file.
+func (r *Recordings) Write(t testing.TB, dir string) string {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -126,8 +127,8 @@ classification-file: /etc/suricata/classification.config
 reference-config-file: /etc/suricata/reference.config
 `
 
-// event is a record of Suricata's.
-type event struct {
+// Event is a record of Suricata's.
+type Event struct {
 	Kind    string         `json:"event_type"`
 	HTTP    map[string]any `json:"http"`
 	File    map[string]any `json:"fileinfo"`
@@ -145,9 +146,9 @@ type event struct {
 	Line            string `json:"-"`
 }
 
-// suricata reads a capture. Unless it was made where checksums are left to a card,
+// Suricata reads a capture. Unless it was made where checksums are left to a card,
 // every packet's is checked.
-func suricata(t *testing.T, path string, offloaded bool) []event {
+func Suricata(t testing.TB, path string, offloaded bool) []Event {
 	t.Helper()
 	dir := t.TempDir()
 	checksums := "yes"
@@ -159,7 +160,7 @@ func suricata(t *testing.T, path string, offloaded bool) []event {
 		t.Fatal(err)
 	}
 	args := []string{"-c", config, "-r", path, "-l", dir, "-S", "/dev/null", "--pidfile", filepath.Join(dir, "pid")}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "suricata", args...).CombinedOutput(); err != nil {
 		t.Fatalf("suricata: %v\n%s", err, out)
@@ -169,11 +170,11 @@ func suricata(t *testing.T, path string, offloaded bool) []event {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var out []event
+	var out []Event
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		e := event{Line: lines.Text()}
+		e := Event{Line: lines.Text()}
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			t.Fatalf("%s: %v", lines.Text(), err)
 		}
@@ -182,8 +183,8 @@ func suricata(t *testing.T, path string, offloaded bool) []event {
 	return out
 }
 
-// records are the application's, without times and numbers of packets.
-func records(events []event) []string {
+// Records are the application's, without times and numbers of packets.
+func Records(events []Event) []string {
 	var out []string
 	for _, e := range events {
 		what := e.HTTP
@@ -199,8 +200,8 @@ func records(events []event) []string {
 	return out
 }
 
-// sessionOf returns the session in the MAC addresses of an event.
-func sessionOf(t *testing.T, e event) (deception.SessionID, bool) {
+// SessionOf returns the session in the MAC addresses of an event.
+func SessionOf(t testing.TB, e Event) (deception.SessionID, bool) {
 	t.Helper()
 	a, err1 := frame.ParseMAC(e.Ether.Source)
 	b, err2 := frame.ParseMAC(e.Ether.Destination)
@@ -214,12 +215,12 @@ func sessionOf(t *testing.T, e event) (deception.SessionID, bool) {
 	return k.ID(), reversed
 }
 
-// eventually waits until the condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
+// Eventually waits until the condition holds.
+func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !condition(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(Patience); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", patience, what)
+			t.Fatalf("not within %s: %s", Patience, what)
 		}
 	}
 }
