@@ -73,7 +73,9 @@ func (r *remoteRecord) Sessions(ctx context.Context, f store.Filter) iter.Seq2[d
 	}
 	return received(func() (*connect.ServerStreamForClient[decoynetv1.ListSessionsResponse], error) {
 		return r.client.ListSessions(ctx, connect.NewRequest(m))
-	}, func(m *decoynetv1.ListSessionsResponse) (deception.Session, error) { return rpc.DecodeSession(m.GetSession()) })
+	}, func(m *decoynetv1.ListSessionsResponse) (deception.Session, error) {
+		return rpc.DecodeSession(m.GetSession())
+	})
 }
 
 func (r *remoteRecord) Findings(ctx context.Context, f store.FindingFilter) iter.Seq2[deception.Finding, error] {
@@ -100,7 +102,9 @@ func (r *remoteRecord) findings(ctx context.Context, f store.FindingFilter, watc
 	}
 	return received(func() (*connect.ServerStreamForClient[decoynetv1.ListFindingsResponse], error) {
 		return r.client.ListFindings(ctx, connect.NewRequest(m))
-	}, func(m *decoynetv1.ListFindingsResponse) (deception.Finding, error) { return rpc.DecodeFinding(m.GetFinding()) })
+	}, func(m *decoynetv1.ListFindingsResponse) (deception.Finding, error) {
+		return rpc.DecodeFinding(m.GetFinding())
+	})
 }
 
 // received yields what a stream of the controller's brings.
