@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"errors"
 	"net/netip"
 	"slices"
 
@@ -17,12 +16,11 @@ type link struct {
 
 // applyCaptures listens at the links that are wanted, and no others. A link that is
 // not there is waited for.
-func (i *Inspector) applyCaptures(want []deception.Capture) error {
-	var errs []error
+func (i *Inspector) applyCaptures(want []deception.Capture) {
 	i.captures = slices.DeleteFunc(i.captures, func(l link) bool {
 		keep := slices.ContainsFunc(want, func(w deception.Capture) bool { return sameCapture(&w, &l.want) })
 		if !keep {
-			errs = append(errs, l.capture.Close())
+			l.capture.Close()
 		}
 		return !keep
 	})
@@ -35,7 +33,6 @@ func (i *Inspector) applyCaptures(want []deception.Capture) error {
 			Feed: i.feed, Recorder: i.cfg.Recorder, Service: i.serviceAt, Fed: i.fed, Log: i.cfg.Log,
 		})})
 	}
-	return errors.Join(errs...)
 }
 
 func sameCapture(a, b *deception.Capture) bool {

@@ -22,6 +22,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/archive"
+	"decoynet/internal/capture"
 	"decoynet/internal/eve"
 	"decoynet/internal/feed"
 	"decoynet/internal/kernel/netns"
@@ -69,6 +70,8 @@ type Inspector struct {
 	// for mu: Close waits for it.
 	passed   atomic.Pointer[eve.Reader]
 	services atomic.Pointer[[]deception.Service] // of the document
+	enabled  atomic.Bool                         // something is analysed
+	mirror   *capture.Mirror
 
 	mu       sync.Mutex // guards the rest
 	want     *deception.Inspect
@@ -85,7 +88,8 @@ type Inspector struct {
 
 // New returns an Inspector that analyses nothing yet.
 func New(cfg Config) *Inspector {
-	return &Inspector{cfg: cfg, feed: feed.New(feed.Config{Lanes: cfg.Lanes, Log: cfg.Log})}
+	f := feed.New(feed.Config{Lanes: cfg.Lanes, Log: cfg.Log})
+	return &Inspector{cfg: cfg, feed: f, mirror: capture.NewMirror(capture.MirrorConfig{Node: cfg.Node, Feed: f, Log: cfg.Log})}
 }
 
 // Begin shows a flow to the outputs; it is the gateway's feed.
@@ -110,6 +114,7 @@ func (i *Inspector) Apply(ctx context.Context, state *deception.State) error {
 	}
 	i.want = want
 	i.feed.SetDepth(want.Depth)
+	i.enabled.Store(want.Enabled())
 	if want.Enabled() {
 		if err := os.MkdirAll(i.cfg.Dir, 0o700); err != nil {
 			return fmt.Errorf("inspect: %w", err)
@@ -117,13 +122,13 @@ func (i *Inspector) Apply(ctx context.Context, state *deception.State) error {
 	}
 	errs := []error{
 		i.applyPackets(want), i.applyTap(ctx, want), i.applySuricata(ctx, want), i.applyEvents(want),
-		i.applyCaptures(want.Capture),
 	}
 	for j, err := range errs {
 		if err != nil {
 			errs[j] = fmt.Errorf("inspect: %w", err)
 		}
 	}
+	i.applyCaptures(want.Capture)
 	return errors.Join(errs...)
 }
 
@@ -292,7 +297,9 @@ const catchUp = 3 * time.Second
 func (i *Inspector) Close(ctx context.Context) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	errs := []error{i.applyCaptures(nil), i.feed.Close()} // with the outputs
+	i.applyCaptures(nil)
+	i.mirror.Close()
+	errs := []error{i.feed.Close()} // with the outputs
 	errs = append(errs, i.removeTaps(ctx))
 	if i.suricata != nil {
 		errs = append(errs, i.suricata.Close(ctx))

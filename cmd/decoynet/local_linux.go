@@ -81,7 +81,7 @@ func (l *localRoles) make() (k *kernelRoles, err error) {
 		return k, err
 	}
 	if k.agent, err = agent.New(agent.Config{
-		Node: n.cfg.name, Engine: k.engine, Recorder: n.cfg.recorder, Forwarded: n.courier.Up, CloseFlows: k.closeFlows(n), Claimed: n.noteHealth, Log: n.cfg.log,
+		Node: n.cfg.name, Engine: k.engine, Recorder: n.cfg.recorder, Forwarded: n.courier.Up, Mirror: k.inspect, CloseFlows: k.closeFlows(n), Claimed: n.noteHealth, Log: n.cfg.log,
 	}); err != nil {
 		return k, err
 	}
