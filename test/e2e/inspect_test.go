@@ -58,7 +58,12 @@ func (o *inspectOffice) in(t *testing.T) *inspectOffice {
 
 func (o *inspectOffice) writeRules(text string) {
 	o.t.Helper()
-	check(o.t, os.WriteFile(o.rules, []byte(text), 0o600))
+	writeFile(o.t, o.rules, text)
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	check(t, os.WriteFile(path, []byte(text), 0o600))
 }
 
 // inspection is the part of the status that is about analysis.
@@ -92,7 +97,7 @@ func (o *office) inspection() (inspection, error) {
 	return st.Inspect, err
 }
 
-func (o *inspectOffice) waitSuricata() {
+func (o *office) waitSuricata() {
 	o.t.Helper()
 	eventually(o.t, 60*time.Second, func() error {
 		st, err := o.inspection()
@@ -139,7 +144,7 @@ func (o *office) findings(args ...string) ([]finding, error) {
 }
 
 // waitFinding waits for what is found of the intruder's flow.
-func (o *inspectOffice) waitFinding(from netip.AddrPort, what string, fits func(*finding) bool, args ...string) finding {
+func (o *office) waitFinding(from netip.AddrPort, what string, fits func(*finding) bool, args ...string) finding {
 	o.t.Helper()
 	var got finding
 	eventually(o.t, 20*time.Second, func() error {

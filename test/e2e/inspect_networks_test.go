@@ -1,0 +1,102 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"decoynet/internal/lab"
+)
+
+// TestInspectTwins has one intruder's address and port contact one decoy's address
+// in two networks at once. Each alert is of the network where it happened.
+func TestInspectTwins(t *testing.T) {
+	t.Parallel()
+	o := &relayOffice{office: newOffice(t)}
+	o.script = newPuppet(t, o.Linux, 9000)
+	l := o.Gateway.Lab()
+	annex := l.Switch("annex")
+	twin := l.Machine("twin")
+	twin.Plug(annex, "eth0", lab.OfficeIntruder.V4.String()+"/24")
+	o.Gateway.Plug(annex, "eth7")
+	check(t, l.Err())
+	o.document(`
+node: gw
+segments:
+  - {name: office, parent: eth0, subnets: [{prefix: 192.0.2.0/24}], claim: unchecked}
+  - {name: annex, parent: eth7, subnets: [{prefix: 192.0.2.0/24}], claim: unchecked}
+zones: [{name: linux, subnet: [10.1.0.0/24, "fd00:1::/64"], link: br-linux}]
+services: [{name: script, zone: linux, address: 10.1.0.5, ports: [9000]}]
+decoys:
+  - {name: office-script, segment: office, addresses: [192.0.2.100], bind: [{ports: [9000], service: script}]}
+  - {name: annex-script, segment: annex, addresses: [192.0.2.100], bind: [{ports: [9000], service: script}]}
+inspect: {system-rules: false, rules: [` + o.file + `.rules]}
+`)
+	writeFile(t, o.file+".rules", `alert tcp any any -> any 9000 (msg:"in the office"; content:"office-mark"; sid:1; rev:1;)
+alert tcp any any -> any 9000 (msg:"in the annex"; content:"annex-mark"; sid:2; rev:1;)
+`)
+	o.up()
+	o.waitSuricata()
+	from := netip.AddrPortFrom(lab.OfficeIntruder.V4, 29001)
+	dial := func(m *lab.Machine) net.Conn {
+		conn, err := m.DialFrom(t.Context(), "tcp", net.TCPAddrFromAddrPort(from), "192.0.2.100:9000")
+		check(t, err)
+		check(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+		return conn
+	}
+	inOffice := dial(o.Intruder)
+	defer inOffice.Close()
+	officeEnd := o.script.take(t)
+	inAnnex := dial(twin)
+	defer inAnnex.Close()
+	annexEnd := o.script.take(t)
+	for range 3 { // one packet of each in turn
+		say(t, inOffice, officeEnd, "office-mark\n")
+		say(t, inAnnex, annexEnd, "annex-mark\n")
+		say(t, annexEnd, inAnnex, "yes\n")
+		say(t, officeEnd, inOffice, "yes\n")
+	}
+	for rule, segment := range map[string]string{"1": "office", "2": "annex"} {
+		f := o.waitFinding(from, "the mark of the "+segment, ruled(rule), "alerts")
+		if f.Segment != segment || f.Decoy != segment+"-script" {
+			t.Errorf("the alert of the %s: %+v", segment, f)
+		}
+	}
+	st, err := o.inspection()
+	check(t, err)
+	if st.Events.Unknown != 0 || st.Events.Mismatched != 0 {
+		t.Errorf("events were not joined: %+v", st.Events)
+	}
+}
+
+// TestInspectKernelPath: what no process of ours relays is seen as well, under the
+// identifier of the session on record.
+func TestInspectKernelPath(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	o.document(fmt.Sprintf(kernelDocument, "", "", "") + "inspect: {system-rules: false, rules: [" + o.file + ".rules]}\n")
+	writeFile(t, o.file+".rules", "alert http any any -> any any (msg:\"agent\"; http.user_agent; content:\"kernel-agent\"; sid:1; rev:1;)\n")
+	o.up()
+	o.waitSuricata()
+	for i, addr := range []string{"192.0.2.120", "[2001:db8:2::105]"} {
+		port := 29101 + i
+		_, err := o.Intruder.Run(t.Context(), "curl", "-s", "-A", "kernel-agent", "--local-port", fmt.Sprint(port), "http://"+addr+"/")
+		check(t, err)
+		source := lab.OfficeIntruder.V4
+		if i == 1 {
+			source = lab.OfficeIntruder.V6
+		}
+		from := netip.AddrPortFrom(source, uint16(port))
+		// The kernel tells of a flow when it has ended; its place is known from then on.
+		f := o.waitFinding(from, "the agent, at a decoy", func(f *finding) bool { return f.Rule == "1" && f.Decoy != "" }, "alerts")
+		s := o.ended(from)
+		if f.Session != s.ID || f.DestIP != strings.Trim(addr, "[]") || s.Path != "kernel" || f.Service != "web" || f.Segment != "office" {
+			t.Errorf("the alert is %+v, the session %+v", f, s)
+		}
+	}
+}
