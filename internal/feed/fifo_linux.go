@@ -174,6 +174,9 @@ func (p *FIFO) await() error {
 		if err == nil {
 			return p.restarted()
 		}
+		if errors.Is(err, os.ErrClosed) {
+			return err
+		}
 		if !errors.Is(err, unix.ENXIO) {
 			return fmt.Errorf("open FIFO %s: %w", p.path, err)
 		}
@@ -196,8 +199,11 @@ func (p *FIFO) restarted() error {
 // open fails with ENXIO where nobody reads (fifo(7)). A FIFO that somebody removed
 // is made anew.
 func (p *FIFO) open() error {
+	if p.closed() {
+		return os.ErrClosed
+	}
 	fd, err := unix.Open(p.path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) && !p.closed() {
+	if errors.Is(err, unix.ENOENT) {
 		if err := makeFIFO(p.path); err != nil {
 			return err
 		}

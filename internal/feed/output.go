@@ -155,9 +155,7 @@ func (o *output) offer(c *chunk) {
 	o.mu.Lock()
 	if o.feed.full.Load()&o.bit != 0 || o.queued+c.size() > o.limit {
 		o.feed.full.Or(o.bit)
-		for i := range c.records {
-			o.markLost(c.records[i].flow)
-		}
+		o.markAllLost(c)
 	} else {
 		c.refs.Add(1)
 		o.queued += c.size()
@@ -176,6 +174,20 @@ func (o *output) lose(w *Flow) {
 	o.markLost(w)
 	o.mu.Unlock()
 	o.poke()
+}
+
+// loseAll has all flows lost that a chunk tells of.
+func (o *output) loseAll(c *chunk) {
+	o.mu.Lock()
+	o.markAllLost(c)
+	o.mu.Unlock()
+}
+
+// markAllLost is markLost for each flow of a chunk. o.mu is held.
+func (o *output) markAllLost(c *chunk) {
+	for i := range c.records {
+		o.markLost(c.records[i].flow)
+	}
 }
 
 // markLost notes that a flow is lost, and has the output end it where it stands in
@@ -248,7 +260,9 @@ func (o *output) writeAll(items []item) {
 			o.endLost(it.lost)
 			continue
 		}
-		if !o.aborted() {
+		if o.aborted() {
+			o.loseAll(it.chunk)
+		} else {
 			o.writeChunk(it.chunk)
 		}
 		size := it.chunk.size()

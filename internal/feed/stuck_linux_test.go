@@ -164,6 +164,9 @@ func TestCloseWithAStuckReader(t *testing.T) {
 			case <-time.After(20 * time.Second):
 				t.Fatal("the feed does not end")
 			}
+			if _, partial, _ := f.Find(p.s.ID.Key()); f.Lost() != 1 || !partial {
+				t.Errorf("%d flows are lost, the one there was is partial: %v", f.Lost(), partial)
+			}
 			if _, err := os.Stat(path); !os.IsNotExist(err) {
 				t.Errorf("the FIFO is still there: %v", err)
 			}
