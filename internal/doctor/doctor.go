@@ -47,7 +47,7 @@ func Judge(f *Facts) []Finding {
 		judgeKernel, judgeCapabilities, judgeRunning, judgeLeftovers, judgeData, judgeLimits, judgeClock,
 		judgeParents, judgeTrunks, judgeLAN, judgeConflicts,
 		judgeZones, judgeServices, judgeReversePath, judgeForwarding, judgeKernelPath, judgeFilters, judgeBridges,
-		judgeNeighbours, judgeListeners, judgeUnread,
+		judgeNeighbours, judgeListeners, judgeInspect, judgeUnread,
 	} {
 		out = append(out, judge(f)...)
 	}

@@ -9,6 +9,7 @@ import (
 	"decoynet/deception"
 	"decoynet/internal/kernel/survey"
 	"decoynet/internal/kernel/trial"
+	"decoynet/internal/suricata"
 )
 
 // Facts is everything that was read. What could not be read stays zero and is
@@ -49,6 +50,8 @@ type Facts struct {
 	Services    []ServiceProbe
 	KernelPaths []KernelProbe
 	Routes      map[netip.Addr]survey.Route // to the services
+
+	Inspect *InspectFacts
 }
 
 // elsewhereUnknown stands for a data directory that could not be found out.
@@ -72,6 +75,8 @@ type Running struct {
 	Lost     uint64 // sessions that were not recorded
 	Failing  string // why recording fails now; empty where it works
 	Moved    uint64 // flows that lost their source port
+	// Suricata is what it says of the one that it runs; nil where it runs none.
+	Suricata *suricata.Status
 }
 
 // RunningSegment is what the running decoynet says about a segment.

@@ -37,6 +37,7 @@ type Subject struct {
 	Listen   time.Duration
 	Passive  bool         // nothing is sent on the segments' networks
 	Progress func(string) // told what takes a while; may be nil
+	Suricata string       // the program; empty: it is looked for
 }
 
 // Read collects the facts. It works in the caller's network namespace, sends a
@@ -58,7 +59,7 @@ func Read(ctx context.Context, s Subject) (*Facts, error) {
 	r.readData()
 	// Each sends and waits, and fills a part of the facts of its own.
 	var wg sync.WaitGroup
-	for _, ask := range []func(context.Context){r.readSegments, r.readServices, r.readKernelPaths} {
+	for _, ask := range []func(context.Context){r.readSegments, r.readServices, r.readKernelPaths, r.readInspect} {
 		wg.Go(func() { ask(ctx) })
 	}
 	wg.Wait()

@@ -2,7 +2,6 @@ package suricata
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,47 +10,6 @@ import (
 
 	"decoynet/deception"
 )
-
-// ErrRules says that rules were refused; RulesError has them.
-var ErrRules = errors.New("rules are refused")
-
-// RulesError names the rules that Suricata refuses. It is ErrRules.
-type RulesError struct{ Problems []RuleProblem }
-
-// shownProblems bounds an error's text; Report has all of them.
-const shownProblems = 10
-
-func (e *RulesError) Error() string {
-	var b strings.Builder
-	b.WriteString("rules are refused, mend or remove them:")
-	n := 0
-	for _, p := range e.Problems {
-		if p.Ignored {
-			continue
-		}
-		if n++; n <= shownProblems {
-			b.WriteString("\n  " + p.String())
-		}
-	}
-	if n > shownProblems {
-		fmt.Fprintf(&b, "\n  and %d more", n-shownProblems)
-	}
-	return b.String()
-}
-
-// Is tells that the error is ErrRules.
-func (e *RulesError) Is(target error) bool { return target == ErrRules }
-
-// Report says what a set of rules is made of.
-type Report struct {
-	Files    int           `json:"files"`
-	Rules    int           `json:"rules"`
-	Problems []RuleProblem `json:"problems,omitempty"`
-	// Live: they were exchanged in the running Suricata; else it takes them with its
-	// next start.
-	Live   bool    `json:"live"`
-	Millis float64 `json:"took_ms"`
-}
 
 // checkTimeout bounds a test; 50,000 rules take some 30 s of one processor.
 const checkTimeout = 5 * time.Minute
@@ -105,6 +63,9 @@ func (h *home) candidate(ctx context.Context, b *Binary, want *deception.Inspect
 			return set, err
 		}
 		found, err := h.test(ctx, b)
+		if err == nil {
+			err = aboutConfiguration(found)
+		}
 		if err != nil {
 			return set, err
 		}
@@ -116,6 +77,23 @@ func (h *home) candidate(ctx context.Context, b *Binary, want *deception.Inspect
 			return set, nil
 		}
 	}
+}
+
+// aboutConfiguration returns what Suricata finds wrong where it is no rule.
+func aboutConfiguration(found []complaint) error {
+	var messages []string
+	for _, c := range found {
+		if c.error && c.line > 0 {
+			return nil
+		}
+		if c.error {
+			messages = append(messages, c.message)
+		}
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrConfiguration, strings.Join(messages, "; "))
 }
 
 // judge adds what Suricata found to the set's problems. The system's bad rules are

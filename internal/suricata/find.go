@@ -144,6 +144,9 @@ func parseRelease(text string) release {
 	return r
 }
 
+// Install is what to type on this machine to get Suricata, for a person.
+func Install() string { return Advice(osRelease()) }
+
 // Advice says what to type to get a Suricata that is new enough.
 func Advice(r release) string {
 	const backports = `Debian 12 has it in bookworm-backports; as root type: ` +

@@ -42,7 +42,12 @@ type Place struct {
 	Line int    `json:"line"`
 }
 
-func (p Place) String() string { return p.File + ":" + strconv.Itoa(p.Line) }
+func (p Place) String() string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return p.File + ":" + strconv.Itoa(p.Line)
+}
 
 // RuleProblem is what is wrong with one rule.
 type RuleProblem struct {
@@ -81,7 +86,7 @@ func gather(want *deception.Inspect) (*ruleset, error) {
 		errs = append(errs, set.path(path, fromUser, seen))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
 	if err := set.own(seen); err != nil {
 		return nil, err
@@ -117,14 +122,14 @@ func (s *ruleset) own(seen map[uint64]Place) error {
 func (s *ruleset) path(path string, from origin, seen map[uint64]Place) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("read rules: %w", err)
+		return err
 	}
 	if !info.IsDir() {
 		return s.file(path, from, seen)
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return fmt.Errorf("read rules: %w", err)
+		return err
 	}
 	var errs []error
 	for _, e := range entries {
@@ -138,17 +143,17 @@ func (s *ruleset) path(path string, from origin, seen map[uint64]Place) error {
 func (s *ruleset) file(path string, from origin, seen map[uint64]Place) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("read rules: %w", err)
+		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("read rules: %s is no regular file", path)
+		return fmt.Errorf("%s is no regular file", path)
 	}
 	if info.Size() > maxRuleBytes {
-		return fmt.Errorf("read rules: %s has %d MB; at most %d are read", path, info.Size()>>20, maxRuleBytes>>20)
+		return fmt.Errorf("%s has %d MB; at most %d are read", path, info.Size()>>20, maxRuleBytes>>20)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("read rules: %w", err)
+		return err
 	}
 	s.add(path, text, from, seen)
 	return nil

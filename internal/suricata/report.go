@@ -1,0 +1,54 @@
+package suricata
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ErrConfiguration says that Suricata refuses its configuration.
+var ErrConfiguration = errors.New("suricata refuses its configuration")
+
+// ErrUnreadable says that files of rules cannot be read.
+var ErrUnreadable = errors.New("rules cannot be read")
+
+// ErrRules says that rules were refused; RulesError has them.
+var ErrRules = errors.New("rules are refused")
+
+// RulesError names the rules that Suricata refuses. It is ErrRules.
+type RulesError struct{ Problems []RuleProblem }
+
+// shownProblems bounds an error's text; Report has all of them.
+const shownProblems = 10
+
+func (e *RulesError) Error() string {
+	var b strings.Builder
+	b.WriteString("rules are refused, mend or remove them:")
+	n := 0
+	for _, p := range e.Problems {
+		if p.Ignored {
+			continue
+		}
+		if n++; n <= shownProblems {
+			b.WriteString("\n  " + p.String())
+		}
+	}
+	if n > shownProblems {
+		fmt.Fprintf(&b, "\n  and %d more", n-shownProblems)
+	}
+	return b.String()
+}
+
+// Is tells that the error is ErrRules.
+func (e *RulesError) Is(target error) bool { return target == ErrRules }
+
+// Report says what a set of rules is made of.
+type Report struct {
+	Files    int           `json:"files"`
+	Rules    int           `json:"rules"`
+	Problems []RuleProblem `json:"problems,omitempty"`
+	// Live: they were exchanged in the running Suricata; else it takes them with its
+	// next start.
+	Live   bool    `json:"live"`
+	Millis float64 `json:"took_ms"`
+}
