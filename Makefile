@@ -31,7 +31,7 @@ export PATH        := $(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
 GOLANGCI := $(GO) tool -modfile=tools/go.mod golangci-lint
 
 .DEFAULT_GOAL := build
-.PHONY: build test race demo bench fuzz soak vm-scale vet lint format generate generate-check cross clean help \
+.PHONY: build test race demo bench parity fuzz soak vm-scale vet lint format generate generate-check cross clean help \
 	deps-go deps-test deps-demo deps-bench deps-generate
 
 build: deps-go ## bin/decoynet, static
@@ -51,6 +51,9 @@ bench: deps-bench build ## the side-by-side tables; BENCH=relay|... for one; JSO
 
 fuzz: deps-go ## every fuzz target, FUZZTIME (1m) each
 	scripts/fuzz $(FUZZTIME) $(PKG)
+
+parity: deps-bench build ## what Suricata detects in each feed of the captures below CORPUS, compared with the originals
+	$(GO) run ./bench/parity -corpus '$(CORPUS)' $(PARITYFLAGS)
 
 soak: deps-bench build ## minutes at full speed for each of SOAK (peers too, if named); no connection may fail
 	$(GO) run ./bench -only endurance -rounds 1 -duration $(SOAKTIME) -subjects $(SOAK)

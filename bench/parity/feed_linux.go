@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"decoynet/bench/parity/replay"
+	"decoynet/bench/parity/script"
+	"decoynet/internal/lab"
+)
+
+// feed is a way of showing flows to Suricata, and how it is recorded.
+type feed struct {
+	name string
+	// inspect is the document's section that turns it on; "" none.
+	inspect string
+	// record starts to record; what it returns ends that and names the files.
+	record func(ctx context.Context, w *replay.World, dir string) (stop func(context.Context) ([]string, error), err error)
+}
+
+// feeds lists what can be measured.
+var feeds = []feed{
+	// What stands on the intruder's own wire is no feed. It shows what is lost to
+	// the way of playing, rather than to a feed.
+	{name: "wire", record: recordWire},
+}
+
+func feedNames() []string {
+	var out []string
+	for _, f := range feeds {
+		out = append(out, f.name)
+	}
+	return out
+}
+
+func feedsOf(list string) ([]feed, error) {
+	var out []feed
+	for name := range strings.SplitSeq(list, ",") {
+		i := slices.IndexFunc(feeds, func(f feed) bool { return f.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("unknown feed %q; one of %s", name, strings.Join(feedNames(), ", "))
+		}
+		out = append(out, feeds[i])
+	}
+	return out, nil
+}
+
+// recordWire captures at the clients.
+func recordWire(ctx context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
+	var files []string
+	var all []*lab.Process
+	for n, m := range w.Clients {
+		file := filepath.Join(dir, fmt.Sprintf("wire%d.pcap", n))
+		p, err := tcpdump(ctx, m, "eth0", file)
+		if err != nil {
+			return nil, err
+		}
+		files, all = append(files, file), append(all, p)
+	}
+	return func(ctx context.Context) ([]string, error) {
+		var errs []error
+		for _, p := range all {
+			errs = append(errs, p.Stop(ctx))
+		}
+		return files, errors.Join(errs...)
+	}, nil
+}
+
+// tcpdump captures on a machine's interface and returns when it does.
+func tcpdump(ctx context.Context, m *lab.Machine, nic, file string) (*lab.Process, error) {
+	p, err := m.Start("tcpdump", "-i", nic, "-s", "0", "-U", "--immediate-mode", "-B", "16384", "-Z", "root", "--time-stamp-precision=nano", "-w", file)
+	if err != nil {
+		return nil, fmt.Errorf("capture on %s: %w", nic, err)
+	}
+	err = lab.Eventually(ctx, 10*time.Second, func() error {
+		if !strings.Contains(p.Log(), "listening on") {
+			return fmt.Errorf("capture on %s: tcpdump said %q", nic, p.Log())
+		}
+		return nil
+	})
+	return p, err
+}
+
+// record plays all captures, and cuts each feed's recording into theirs.
+func (s *session) record(ctx context.Context) (err error) {
+	w, err := replay.NewWorld(ctx, s.plan, s.decoynet)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	var inspect string
+	for _, f := range s.feeds {
+		inspect += f.inspect
+	}
+	if err := w.Start(ctx, inspect); err != nil {
+		return err
+	}
+	stops := make([]func(context.Context) ([]string, error), len(s.feeds))
+	for i, f := range s.feeds {
+		if stops[i], err = f.record(ctx, w, s.work); err != nil {
+			return fmt.Errorf("record feed %s: %w", f.name, err)
+		}
+	}
+	began := time.Now()
+	windows, flows := s.play(ctx, w)
+	fmt.Fprintf(s.w, "played %d captures (%d flows) in %.1f s; %d could not be played\n",
+		len(windows), flows, time.Since(began).Seconds(), len(s.failures))
+	if err := w.Stop(ctx); err != nil {
+		return err
+	}
+	// tcpdump leaves in the kernel what it has not read when it is told to end.
+	time.Sleep(time.Second)
+	for i, f := range s.feeds {
+		files, err := stops[i](ctx)
+		if err != nil {
+			return fmt.Errorf("record feed %s: %w", f.name, err)
+		}
+		if err := s.cut(f, files, windows); err != nil {
+			return fmt.Errorf("cut feed %s: %w", f.name, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// play plays one capture after the other.
+func (s *session) play(ctx context.Context, w *replay.World) (played []replay.Played, flows int) {
+	next := time.Now()
+	for _, c := range s.played {
+		if ctx.Err() != nil {
+			return played, flows
+		}
+		time.Sleep(time.Until(next))
+		p, err := w.Play(ctx, c)
+		if err != nil {
+			s.failures[c.Name] = err
+			fmt.Fprintln(s.w, err)
+		}
+		played = append(played, p)
+		flows += len(c.Flows)
+		if s.pace > 0 {
+			next = next.Add(time.Duration(float64(len(c.Flows)) * float64(time.Second) / s.pace))
+		}
+	}
+	return played, flows
+}
+
+// cut writes what a feed showed of each capture to a file of its own.
+func (s *session) cut(f feed, files []string, played []replay.Played) error {
+	var windows []script.Window
+	for _, p := range played {
+		w := script.Window{Begin: p.Begin, Path: s.fed(f, p.Capture)}
+		for i := range p.Capture.Flows {
+			client, server := s.plan.OnWire(&p.Capture.Flows[i])
+			w.Flows = append(w.Flows, [2]netip.AddrPort{client, server})
+		}
+		windows = append(windows, w)
+	}
+	foreign, err := script.Cut(files, windows)
+	fmt.Fprintf(s.w, "%s: %d packets of no capture\n", f.name, foreign)
+	return err
+}
+
+// fed returns the file with what a feed showed of a capture, or of one like it.
+func (s *session) fed(f feed, c *script.Capture) string {
+	return filepath.Join(s.work, f.name, fmt.Sprintf("%x.pcap", c.Hash[:8]))
+}
