@@ -66,7 +66,7 @@ func recordWire(ctx context.Context, w *replay.World, dir string) (func(context.
 	return func(ctx context.Context) ([]string, error) {
 		var errs []error
 		for _, p := range all {
-			errs = append(errs, p.Stop(ctx))
+			errs = append(errs, stopTcpdump(ctx, p))
 		}
 		return files, errors.Join(errs...)
 	}, nil
@@ -74,7 +74,7 @@ func recordWire(ctx context.Context, w *replay.World, dir string) (func(context.
 
 // tcpdump captures on a machine's interface and returns when it does.
 func tcpdump(ctx context.Context, m *lab.Machine, nic, file string) (*lab.Process, error) {
-	p, err := m.Start("tcpdump", "-i", nic, "-s", "0", "-U", "--immediate-mode", "-B", "16384", "-Z", "root", "--time-stamp-precision=nano", "-w", file)
+	p, err := m.Start("tcpdump", "-i", nic, "-s", "0", "-U", "-B", "65536", "-Z", "root", "--time-stamp-precision=nano", "-w", file)
 	if err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", nic, err)
 	}
@@ -85,6 +85,17 @@ func tcpdump(ctx context.Context, m *lab.Machine, nic, file string) (*lab.Proces
 		return nil
 	})
 	return p, err
+}
+
+// stopTcpdump ends a capture; it is an error if it lacks packets.
+func stopTcpdump(ctx context.Context, p *lab.Process) error {
+	if err := p.Stop(ctx); err != nil {
+		return err
+	}
+	if !strings.Contains(p.Log(), "\n0 packets dropped by kernel") {
+		return fmt.Errorf("the recording lacks packets: %s", strings.TrimSpace(p.Log()))
+	}
+	return nil
 }
 
 // record plays all captures, and cuts each feed's recording into theirs.
@@ -114,8 +125,9 @@ func (s *session) record(ctx context.Context) (err error) {
 	if err := w.Stop(ctx); err != nil {
 		return err
 	}
-	// tcpdump leaves in the kernel what it has not read when it is told to end.
-	time.Sleep(time.Second)
+	// The kernel hands packets to tcpdump a second late, and it leaves what it has
+	// not got when it is told to end.
+	time.Sleep(2 * time.Second)
 	for i, f := range s.feeds {
 		files, err := stops[i](ctx)
 		if err != nil {

@@ -67,7 +67,9 @@ func (e *Events) add(doc map[string]any, known map[Flow]bool) {
 		alert, _ := doc["alert"].(map[string]any)
 		e.Alerts[fmt.Sprintf("%v:%v:%v %s | %s | %s", alert["gid"], alert["signature_id"], alert["rev"], text(alert, "signature"), direction, from)]++
 	case "flow":
-		e.Applications[fmt.Sprintf("%s | %s", orNone(text(doc, "app_proto")), from)]++
+		if app := text(doc, "app_proto"); app != "" {
+			e.Applications[fmt.Sprintf("%s | %s", app, from)]++
+		}
 	case "stats", "netflow":
 	default:
 		e.Records[record(doc, kind, direction, from)]++
@@ -75,13 +77,6 @@ func (e *Events) add(doc map[string]any, known map[Flow]bool) {
 			e.Files[fmt.Sprintf("%s %s | %s", text(info, "sha256"), text(info, "filename"), from)]++
 		}
 	}
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
 }
 
 // flowOf returns the flow as it was opened, and which way the event points.
