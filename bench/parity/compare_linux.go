@@ -55,11 +55,11 @@ func (s *session) compare(ctx context.Context) ([]result, error) {
 
 func (s *session) compareOne(ctx context.Context, c *script.Capture) ([]result, error) {
 	dir := filepath.Join(s.work, "events", c.Name)
-	original := filepath.Join(s.work, "original", c.Name+".pcap")
+	original := filepath.Join(s.work, originals, c.Name+".pcap")
 	if err := c.Original(original, s.plan.OnWire); err != nil {
 		return nil, err
 	}
-	want, err := s.events(ctx, c, original, filepath.Join(dir, "original"))
+	want, err := s.events(ctx, c, original, filepath.Join(dir, originals))
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +94,9 @@ var kinds = []struct {
 	{"flows", func(e verdict.Events) map[string]int { return e.Applications }, false},
 }
 
+// originals is the name of the folders that are of no feed.
+const originals = "original"
+
 // pcapHeader is the length of a capture file without packets.
 const pcapHeader = 24
 
@@ -102,7 +105,11 @@ func (s *session) events(ctx context.Context, c *script.Capture, capture, dir st
 	if info, err := os.Stat(capture); err != nil || info.Size() <= pcapHeader {
 		return verdict.Events{}, err // Suricata takes a file without packets for a fault
 	}
-	file, err := s.suricata.Read(ctx, capture, c.Rules, dir)
+	file := filepath.Join(dir, "eve.json")
+	var err error
+	if _, statErr := os.Stat(file); statErr != nil || !s.reuse || filepath.Base(dir) != originals {
+		file, err = s.suricata.Read(ctx, capture, c.Rules, dir)
+	}
 	if err != nil {
 		return verdict.Events{}, fmt.Errorf("%s: %w", c.Name, err)
 	}

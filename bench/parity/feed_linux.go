@@ -18,8 +18,7 @@ import (
 // feed is a way of showing flows to Suricata, and how it is recorded.
 type feed struct {
 	name string
-	// inspect is the document's section that turns it on; "" none.
-	inspect string
+	inspect string // its name in the document; empty: it needs none
 	// record starts to record; what it returns ends that and names the files.
 	record func(ctx context.Context, w *replay.World, dir string) (stop func(context.Context) ([]string, error), err error)
 }
@@ -29,6 +28,23 @@ var feeds = []feed{
 	// What stands on the intruder's own wire is no feed. It shows what is lost to
 	// the way of playing, rather than to a feed.
 	{name: "wire", record: recordWire},
+	{name: "fifo", inspect: "fifo", record: recordFIFO},
+	{name: "tap", inspect: "tap", record: recordTap},
+}
+
+// inspection is the document's section that has flows fed to what is recorded.
+// Nobody but us reads them.
+func inspection(feeds []feed) string {
+	var names []string
+	for _, f := range feeds {
+		if f.inspect != "" {
+			names = append(names, f.inspect)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("  suricata: off\n  feeds: [%s]\n  pcap: {size: off}\n", strings.Join(names, ", "))
 }
 
 func feedNames() []string {
@@ -72,6 +88,34 @@ func recordWire(ctx context.Context, w *replay.World, dir string) (func(context.
 	}, nil
 }
 
+// recordFIFO reads the stream that Suricata would.
+func recordFIFO(_ context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
+	file := filepath.Join(dir, "fifo.pcap")
+	p, err := w.Gateway.Start("dd", "if="+filepath.Join(w.Data, "inspect", "feed.pcap"), "of="+file, "bs=1M")
+	if err != nil {
+		return nil, fmt.Errorf("read the FIFO: %w", err)
+	}
+	return func(ctx context.Context) ([]string, error) {
+		// decoynet has ended, and with it the stream.
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if err := p.Wait(ctx); err != nil {
+			return nil, fmt.Errorf("read the FIFO: %w: %s", err, p.Log())
+		}
+		return []string{file}, nil
+	}, nil
+}
+
+// recordTap captures on the tap device.
+func recordTap(ctx context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
+	file := filepath.Join(dir, "tap.pcap")
+	p, err := tcpdump(ctx, w.Gateway, "vtap0", file)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) ([]string, error) { return []string{file}, stopTcpdump(ctx, p) }, nil
+}
+
 // tcpdump captures on a machine's interface and returns when it does.
 func tcpdump(ctx context.Context, m *lab.Machine, nic, file string) (*lab.Process, error) {
 	p, err := m.Start("tcpdump", "-i", nic, "-s", "0", "-U", "-B", "65536", "-Z", "root", "--time-stamp-precision=nano", "-w", file)
@@ -105,11 +149,7 @@ func (s *session) record(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	var inspect string
-	for _, f := range s.feeds {
-		inspect += f.inspect
-	}
-	if err := w.Start(ctx, inspect); err != nil {
+	if err := w.Start(ctx, inspection(s.feeds)); err != nil {
 		return err
 	}
 	stops := make([]func(context.Context) ([]string, error), len(s.feeds))

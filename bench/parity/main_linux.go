@@ -30,6 +30,7 @@ type options struct {
 	out      string
 	work     string
 	verbose  bool
+	reuse    bool
 	pace     float64
 }
 
@@ -42,6 +43,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "bench/out", "folder of the JSON file")
 	flag.StringVar(&o.work, "work", "", "folder that keeps recordings and events (default: a temporary one)")
 	flag.Float64Var(&o.pace, "pace", 50, "flows a second that are played at most; 0: as fast as it goes")
+	flag.BoolVar(&o.reuse, "reuse", false, "take events of the originals that are in -work from an earlier run")
 	flag.BoolVar(&o.verbose, "v", false, "print every miss")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
