@@ -20,7 +20,7 @@ type result struct {
 	// counts by what was compared: alerts, records, files, flows
 	counts       map[string]verdict.Count
 	missed, more map[string][]string
-	protocols    map[string]map[string]verdict.Count // by application protocol, the same
+	protocols    map[string]verdict.Count // records by kind of event
 	excluded     int
 }
 

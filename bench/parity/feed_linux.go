@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -209,7 +208,7 @@ func (s *session) cut(f feed, files []string, played []replay.Played) error {
 		w := script.Window{Begin: p.Begin, Path: s.fed(f, p.Capture)}
 		for i := range p.Capture.Flows {
 			client, server := s.plan.OnWire(&p.Capture.Flows[i])
-			w.Flows = append(w.Flows, [2]netip.AddrPort{client, server})
+			w.Flows = append(w.Flows, script.Fed{Client: client, Server: server, Until: p.Until[i]})
 		}
 		windows = append(windows, w)
 	}

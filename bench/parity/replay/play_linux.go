@@ -21,8 +21,11 @@ import (
 
 // Played says when a capture was played, for its packets to be found.
 type Played struct {
-	Capture    *script.Capture
-	Begin, End time.Time
+	Capture *script.Capture
+	Begin   time.Time
+	// Until is, for each flow that the capture leaves open, when its last step was
+	// over and it was closed only for the next capture's sake; zero for others.
+	Until []time.Time
 }
 
 // flow is a flow that is being played.
@@ -34,7 +37,7 @@ type flow struct {
 // Play plays a capture, step by step in its order: each only when what was sent
 // before has arrived at the other end, so that a relay reads every piece by itself.
 func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
-	p := Played{Capture: c, Begin: time.Now()}
+	p := Played{Capture: c, Begin: time.Now(), Until: make([]time.Time, len(c.Flows))}
 	flows := make([]*flow, len(c.Flows))
 	var err error
 	for i, s := range c.Steps {
@@ -46,9 +49,12 @@ func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
 			break
 		}
 	}
-	for _, f := range flows {
+	for i, f := range flows {
 		if f == nil {
 			continue
+		}
+		if !f.ended[0] || !f.ended[1] {
+			p.Until[i] = time.Now()
 		}
 		for side := range f.sides {
 			if err == nil && !f.ended[side] {
@@ -59,7 +65,6 @@ func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
 			_ = conn.Close() // maybe reset meanwhile
 		}
 	}
-	p.End = time.Now()
 	if err != nil {
 		return p, fmt.Errorf("play %s: %w", c.Name, err)
 	}

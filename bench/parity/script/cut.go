@@ -72,7 +72,13 @@ func (p *Packet) readdress(source, destination netip.Addr) {
 type Window struct {
 	Begin time.Time
 	Path  string // where its packets go
-	Flows [][2]netip.AddrPort
+	Flows []Fed
+}
+
+// Fed is a flow as it is on the wire.
+type Fed struct {
+	Client, Server netip.AddrPort
+	Until          time.Time // later packets are no part of it; zero: all are
 }
 
 // Cut writes the packets of each window, which are in the order of their begin, to
@@ -80,30 +86,37 @@ type Window struct {
 // It returns how many packets belong to no window.
 func Cut(recordings []string, windows []Window) (foreign int, err error) {
 	writers := make([]fileWriter, len(windows))
-	of := map[tuple][]int{}
+	type place struct {
+		window int
+		until  time.Time
+	}
+	of := map[tuple][]place{}
 	for i, w := range windows {
 		writers[i].path = w.Path
 		for _, f := range w.Flows {
 			for _, t := range []deception.Transport{deception.TCP, deception.UDP} {
-				k := tupleOf(f[0], f[1], t)
-				of[k] = append(of[k], i)
+				k := tupleOf(f.Client, f.Server, t)
+				of[k] = append(of[k], place{i, f.Until})
 			}
 		}
 	}
 	sort := func(p Packet) error {
-		found := -1
+		found := place{window: -1}
 		if t, ok := p.transport(); ok {
-			for _, i := range of[tupleOf(p.Source, p.Destination, t)] {
-				if !windows[i].Begin.After(p.Info.Timestamp) {
-					found = i
+			for _, f := range of[tupleOf(p.Source, p.Destination, t)] {
+				if !windows[f.window].Begin.After(p.Info.Timestamp) {
+					found = f
 				}
 			}
 		}
-		if found < 0 {
+		switch {
+		case found.window < 0:
 			foreign++
 			return nil
+		case !found.until.IsZero() && p.Info.Timestamp.After(found.until):
+			return nil
 		}
-		return writers[found].write(p)
+		return writers[found.window].write(p)
 	}
 	for _, file := range recordings {
 		text, readErr := os.ReadFile(file)

@@ -72,7 +72,7 @@ func (e *Events) add(doc map[string]any, known map[Flow]bool) {
 		}
 	case "stats", "netflow":
 	default:
-		e.Records[record(doc, kind, direction, from)]++
+		e.Records[record(doc, kind, from)]++
 		if info, ok := doc["fileinfo"].(map[string]any); ok && kind == "fileinfo" && text(info, "sha256") != "" {
 			e.Files[fmt.Sprintf("%s %s | %s", text(info, "sha256"), text(info, "filename"), from)]++
 		}
@@ -109,13 +109,17 @@ var unsteady = []string{
 	"src_ip", "src_port", "dest_ip", "dest_port", "proto", "event_type", "ip_v",
 }
 
-func record(doc map[string]any, kind, direction string, from Flow) string {
-	steady := withoutUnsteady(doc)
-	b, err := json.Marshal(steady) // keys come out sorted
+// record writes an event down without what depends on when it was written: which
+// side's packet came next, and how much of a body had come by then.
+func record(doc map[string]any, kind string, from Flow) string {
+	if http, ok := doc["http"].(map[string]any); ok && kind == "fileinfo" {
+		delete(http, "length")
+	}
+	b, err := json.Marshal(withoutUnsteady(doc)) // keys come out sorted
 	if err != nil {
 		b = []byte(err.Error())
 	}
-	return fmt.Sprintf("%s | %s | %s | %s", kind, direction, from, b)
+	return fmt.Sprintf("%s | %s | %s", kind, from, b)
 }
 
 func withoutUnsteady(v any) any {
@@ -182,8 +186,15 @@ func Compare(want, got map[string]int, distinct bool) (c Count, missed, more []s
 	return c, missed, more
 }
 
-// KindOf returns the kind of event that a record is.
-func KindOf(record string) string {
-	kind, _, _ := strings.Cut(record, " | ")
-	return kind
+// ByKind splits records by the kind of event that they are.
+func ByKind(records map[string]int) map[string]map[string]int {
+	out := map[string]map[string]int{}
+	for r, n := range records {
+		kind, _, _ := strings.Cut(r, " | ")
+		if out[kind] == nil {
+			out[kind] = map[string]int{}
+		}
+		out[kind][r] = n
+	}
+	return out
 }
