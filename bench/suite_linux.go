@@ -56,10 +56,11 @@ var suites = map[string]suite{
 	"decoys":    decoysSuite(),
 	"sensing":   sensingSuite(),
 	"feed":      feedSuite(),
+	"alerts":    alertsSuite(),
 }
 
 // usualSuites are run where none is named.
-var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys", "sensing", "feed"}
+var usualSuites = []string{"relay", "tunnel", "hop", "delay", "carriers", "scale", "decoys", "sensing", "feed", "alerts"}
 
 func suiteNames() []string { return slices.Sorted(maps.Keys(suites)) }
 

@@ -16,7 +16,7 @@ import (
 
 // feed is a way of showing flows to Suricata, and how it is recorded.
 type feed struct {
-	name string
+	name    string
 	inspect string // its name in the document; empty: it needs none
 	// record starts to record; what it returns ends that and names the files.
 	record func(ctx context.Context, w *replay.World, dir string) (stop func(context.Context) ([]string, error), err error)
