@@ -102,7 +102,7 @@ func TestFaultsOfInspect(t *testing.T) {
 // What the running Suricata and the disk tell becomes findings.
 func TestJudgeInspect(t *testing.T) {
 	status := suricata.Status{State: suricata.Failed, Error: "it ended", Hung: 2, RulesError: "a.rules:1: bad"}
-	status.Counters.MemoryDrops, status.Counters.OutputErrors = 3, 4
+	status.Counters.MemoryDrops, status.DiskFull = 3, true
 	f := &Facts{
 		Running: &Running{Suricata: &status},
 		Inspect: &InspectFacts{Dir: "/data/inspect", AllBytes: 100 << 30, FreeBytes: 2 << 30},
@@ -114,7 +114,7 @@ func TestJudgeInspect(t *testing.T) {
 		}
 		all.WriteString(got.What + "\n")
 	}
-	for _, want := range []string{"does not run: it ended", "replaced, 2 times", "a.rules:1: bad", "may use 3 times", "write 4 events", "2048 MB of 102400"} {
+	for _, want := range []string{"does not run: it ended", "replaced, 2 times", "a.rules:1: bad", "may use 3 times", "events are lost", "2048 MB of 102400"} {
 		if !strings.Contains(all.String(), want) {
 			t.Errorf("%q is not in\n%s", want, all.String())
 		}

@@ -150,8 +150,8 @@ func judgeSuricata(s *suricata.Status) []Finding {
 	if c.MemoryDrops > 0 {
 		problem(fmt.Sprintf("Suricata ran out of the memory that it may use %d times", c.MemoryDrops), "it knows nothing of those flows or parts", "")
 	}
-	if c.OutputErrors > 0 {
-		problem(fmt.Sprintf("Suricata could not write %d events", c.OutputErrors), "they are lost; is the disk full?", "")
+	if s.DiskFull {
+		problem("the disk is full, and Suricata's events are lost", "it says nothing of that itself", "")
 	}
 	return out
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"decoynet/deception"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -78,8 +80,32 @@ func (s *Suricata) look(p *process) {
 			s.works()
 		}
 	}
+	s.space()
 	if err := s.rotate(ctx); err != nil {
 		s.cfg.Log.Warn("events of suricata cannot be rotated", "error", err)
+	}
+}
+
+// noSpace is when a disk counts as full: less than a few events have.
+const noSpace = 64 << 10
+
+// space tells of a full disk, since Suricata does not: its events are lost then.
+func (s *Suricata) space() {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.home.child(""), &st); err != nil {
+		return
+	}
+	full := st.Bavail*uint64(st.Bsize) < noSpace
+	s.mu.Lock()
+	was := s.status.DiskFull
+	s.status.DiskFull = full
+	s.mu.Unlock()
+	switch {
+	case full && !was:
+		s.cfg.Log.Warn("the disk is full: suricata's events are lost", "dir", s.home.path)
+		s.tell(deception.EventInspectFailed, "the disk is full where "+s.home.path+" is: Suricata's events are lost until there is room")
+	case was && !full:
+		s.tell(deception.EventInspectRestored, "there is room again for Suricata's events")
 	}
 }
 

@@ -3,6 +3,7 @@ package suricata
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 )
 
 // Counters are what Suricata counted since it started.
@@ -17,12 +18,16 @@ type Counters struct {
 	AlertsDropped uint64 `json:"alerts_dropped"`
 	// MemoryDrops counts what did not fit into its limits of memory: sessions, segments,
 	// flows and fragments that it then knows nothing of.
-	MemoryDrops uint64 `json:"memory_drops"`
-	Gaps        uint64 `json:"gaps"` // bytes of a stream that it missed
-	// OutputErrors are events that it could not write, as on a full disk.
-	OutputErrors uint64 `json:"output_errors"`
+	MemoryDrops  uint64 `json:"memory_drops"`
+	Gaps         uint64 `json:"gaps"` // parts of streams that it missed
 	StreamMemory uint64 `json:"stream_memory"`
 	FlowMemory   uint64 `json:"flow_memory"`
+}
+
+// memoryDrops are the counters of what did not fit into a limit of memory.
+var memoryDrops = []string{
+	"flow.memcap", "flow.emerg_mode_entered", "tcp.ssn_memcap_drop", "tcp.segment_memcap_drop", "tcp.insert_data_normal_fail",
+	"defrag.max_frag_hits", "http.memcap", "ftp.memcap",
 }
 
 // parseCounters reads the answer to dump-counters.
@@ -31,35 +36,29 @@ func parseCounters(text []byte) (Counters, error) {
 	if err := json.Unmarshal(text, &tree); err != nil {
 		return Counters{}, fmt.Errorf("read counters: %w", err)
 	}
-	sum := func(paths ...[]string) uint64 {
-		var n uint64
-		for _, path := range paths {
-			n += count(tree, path)
-		}
-		return n
+	c := Counters{
+		Packets: number(tree, "decoder.pkts"), Bytes: number(tree, "decoder.bytes"), Invalid: number(tree, "decoder.invalid"),
+		Flows: number(tree, "flow.total"), Active: number(tree, "flow.active"),
+		Alerts: number(tree, "detect.alert"), AlertsDropped: number(tree, "detect.alert_queue_overflow"),
+		Gaps:         number(tree, "tcp.reassembly_gap"),
+		StreamMemory: number(tree, "tcp.memuse") + number(tree, "tcp.reassembly_memuse"),
+		FlowMemory:   number(tree, "flow.memuse"),
 	}
-	at := func(path ...string) []string { return path }
-	return Counters{
-		Packets: sum(at("decoder", "pkts")), Bytes: sum(at("decoder", "bytes")), Invalid: sum(at("decoder", "invalid")),
-		Flows: sum(at("flow", "total")), Active: sum(at("flow", "active")),
-		Alerts: sum(at("detect", "alert")), AlertsDropped: sum(at("detect", "alert_queue_overflow")),
-		MemoryDrops: sum(at("flow", "memcap"), at("tcp", "ssn_memcap_drop"), at("tcp", "segment_memcap_drop"),
-			at("tcp", "reassembly_memcap_drop"), at("defrag", "memcap_drop"), at("defrag", "max_frag_hits"), at("defrag", "max_trackers_reached"),
-			at("http", "memcap"), at("ftp", "memcap"), at("app_layer", "expectations_memcap")),
-		Gaps:         sum(at("tcp", "reassembly_gap")),
-		OutputErrors: sum(at("file_store", "fs_errors"), at("outputs", "errors")),
-		StreamMemory: sum(at("tcp", "memuse"), at("tcp", "reassembly_memuse")),
-		FlowMemory:   sum(at("flow", "memuse")),
-	}, nil
+	for _, path := range memoryDrops {
+		c.MemoryDrops += number(tree, path)
+	}
+	return c, nil
 }
 
-func count(tree map[string]any, path []string) uint64 {
-	for i, name := range path {
-		if i == len(path)-1 {
+// number is the counter of a name with dots, 0 where there is none.
+func number(tree map[string]any, path string) uint64 {
+	for {
+		name, rest, more := strings.Cut(path, ".")
+		if !more {
 			n, _ := tree[name].(float64)
 			return uint64(max(n, 0))
 		}
 		tree, _ = tree[name].(map[string]any)
+		path = rest
 	}
-	return 0
 }

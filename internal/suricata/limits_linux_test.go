@@ -1,6 +1,7 @@
 package suricata
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -99,7 +100,9 @@ func TestFullDisk(t *testing.T) {
 		s.visit(fmt.Sprint("full ", n), 4000, say{true, "needle"})
 	}
 	until(t, 10*time.Second, "all was read", func() bool { return len(s.feed.frames) == 0 })
-	time.Sleep(time.Second) // Suricata tries to write
+	until(t, 10*time.Second, "it is told", func() bool {
+		return s.Status().DiskFull && slices.Contains(s.kinds(), deception.EventInspectFailed)
+	})
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +113,9 @@ func TestFullDisk(t *testing.T) {
 		source = s.visit(fmt.Sprint("room ", n), 4000, say{true, "needle"})
 		time.Sleep(100 * time.Millisecond)
 		return slices.Contains(s.alerts(t, source), 1000001)
+	})
+	until(t, 10*time.Second, "the room is told", func() bool {
+		return !s.Status().DiskFull && slices.Contains(s.kinds(), deception.EventInspectRestored)
 	})
 	if st := s.Status(); st.PID != pid || st.State != Running {
 		t.Fatalf("status %+v", st)
@@ -170,8 +176,8 @@ func TestIdleCost(t *testing.T) {
 	if resident >= 60<<20 {
 		t.Errorf("%d MB resident", resident>>20)
 	}
-	// 9 % without timer slack; a machine that is busy otherwise wakes it more often.
-	if spent > watched/25 {
+	// 4 to 9 % without timer slack; a machine that is busy otherwise wakes it more often.
+	if spent > watched/50 {
 		t.Errorf("%v of %v spent on nothing", spent, watched)
 	}
 	if nice, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || 20-nice != niceLevel {
@@ -208,6 +214,24 @@ func TestCounters(t *testing.T) {
 		c := s.Status().Counters
 		return c.Flows >= 1 && c.Alerts >= 2 && c.Packets > 5 && c.StreamMemory > 0 && c.MemoryDrops == 0
 	})
+	answer, err := command(t.Context(), s.home.child(""), "dump-counters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree map[string]any
+	if err := json.Unmarshal(answer, &tree); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(memoryDrops, "detect.alert_queue_overflow", "tcp.reassembly_gap", "decoder.invalid", "flow.active") {
+		at := any(tree)
+		for name := range strings.SplitSeq(path, ".") {
+			m, _ := at.(map[string]any)
+			at = m[name]
+		}
+		if _, ok := at.(float64); !ok {
+			t.Errorf("suricata has no counter %s", path)
+		}
+	}
 }
 
 func TestParseRelease(t *testing.T) {

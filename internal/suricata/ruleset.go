@@ -188,7 +188,7 @@ func (s *ruleset) add(file string, text []byte, from origin, seen map[uint64]Pla
 }
 
 func (s *ruleset) rule(text string, at Place, from origin, seen map[uint64]Place) {
-	r := rule{text: strings.ReplaceAll(text, "\x00", ""), place: at, origin: from, sid: number(text)}
+	r := rule{text: strings.ReplaceAll(text, "\x00", ""), place: at, origin: from, sid: signature(text)}
 	if r.sid != 0 {
 		if first, ok := seen[r.sid]; ok {
 			// Two of the system's directories hold much the same.
@@ -205,9 +205,9 @@ func (s *ruleset) rule(text string, at Place, from origin, seen map[uint64]Place
 	s.rules = append(s.rules, r)
 }
 
-// number returns a rule's gid in the high and its sid in the low half, 0 where it
+// signature returns a rule's gid in the high and its sid in the low half, 0 where it
 // has no sid. Options are looked for outside of quotes only.
-func number(text string) uint64 {
+func signature(text string) uint64 {
 	var sid, gid uint64 = 0, 1
 	for option := range options(text) {
 		name, value, _ := strings.Cut(option, ":")

@@ -40,7 +40,9 @@ type Status struct {
 	RulesSince time.Time `json:"rules_since,omitzero"`
 	RulesError string    `json:"rules_error,omitempty"`
 	EVEBytes   int64     `json:"eve_bytes"`
-	Rotations  uint64    `json:"rotations"`
+	// DiskFull: there is no room for events, and Suricata loses them without a word.
+	DiskFull  bool   `json:"disk_full"`
+	Rotations uint64 `json:"rotations"`
 	// Unread are rotated files that were removed before they were read.
 	Unread uint64 `json:"unread_files_removed"`
 }
