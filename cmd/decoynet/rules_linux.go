@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"path/filepath"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -18,10 +19,26 @@ import (
 func rulesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rules",
-		Short: "Suricata's rules: check them, have them read again, take decoynet's own elsewhere",
+		Short: "Suricata's rules: check and reload them, list decoynet's, what another Suricata needs",
+		Args:  cobra.NoArgs,
 	}
-	c.AddCommand(rulesReloadCommand(), rulesCheckCommand(), rulesExportCommand(), rulesSettingsCommand())
+	c.AddCommand(rulesReloadCommand(), rulesCheckCommand(), rulesListCommand(), rulesExportCommand(), rulesSettingsCommand())
 	return c
+}
+
+// inspectOf is what a document asks for; nothing special without one.
+func inspectOf(file string) (deception.Inspect, error) {
+	if file == "" {
+		return deception.Inspect{Suricata: deception.SuricataManaged}, nil
+	}
+	doc, err := config.Load(file)
+	if err != nil {
+		return deception.Inspect{}, &exitError{2, err}
+	}
+	if doc.State.Inspect == nil {
+		return deception.Inspect{Suricata: deception.SuricataManaged}, nil
+	}
+	return *doc.State.Inspect, nil
 }
 
 func rulesReloadCommand() *cobra.Command {
@@ -41,7 +58,19 @@ func rulesReloadCommand() *cobra.Command {
 			if err := json.Unmarshal(body, &r); err != nil {
 				return fmt.Errorf("read decoynet's answer: %w", err)
 			}
-			return writeReport(cmd.OutOrStdout(), &r, output)
+			out := cmd.OutOrStdout()
+			if output == "json" {
+				return json.NewEncoder(out).Encode(r)
+			}
+			for _, p := range r.Problems {
+				fmt.Fprintln(out, p.String())
+			}
+			word := "will be used at the next start"
+			if r.Live {
+				word = "are in use now"
+			}
+			fmt.Fprintf(out, "%d rules of %d files %s (%.0f ms)\n", r.Rules, r.Files, word, r.Millis)
+			return nil
 		},
 	}
 	dataFlag(c, &data)
@@ -52,82 +81,103 @@ func rulesReloadCommand() *cobra.Command {
 func rulesCheckCommand() *cobra.Command {
 	var file, output string
 	c := &cobra.Command{
-		Use:   "check [-c FILE] [RULES...]",
-		Short: "Have Suricata test rules, and change nothing",
-		Long: "Tests the rules that a document asks for, and the files and directories that are named, together with decoynet's own.\n" +
-			"The exit status is 2 where a rule is wrong.",
+		Use:   "check [-c DOCUMENT] [FILE|DIRECTORY ...]",
+		Short: "Have Suricata read rules; every error with file and line. Nothing goes live",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			want := deception.Inspect{Rules: args}
-			if file != "" {
-				doc, err := config.Load(file)
-				if err != nil {
-					return &exitError{2, err}
-				}
-				if i := doc.State.Inspect; i != nil {
-					want.Rules = append(want.Rules, i.Rules...)
-					want.SystemRules = i.SystemRules
-				}
-			}
-			report, err := suricata.Check(cmd.Context(), "", &want)
-			if errors.Is(err, suricata.ErrRules) {
-				return &exitError{2, err}
-			}
+			want, err := inspectOf(file)
 			if err != nil {
 				return err
 			}
-			return writeReport(cmd.OutOrStdout(), &report, output)
+			for _, arg := range args {
+				path, err := filepath.Abs(arg)
+				if err != nil {
+					return fmt.Errorf("find %s: %w", arg, err)
+				}
+				want.Rules = append(want.Rules, path)
+			}
+			report, err := suricata.Check(cmd.Context(), "", &want)
+			out := cmd.OutOrStdout()
+			if errors.Is(err, suricata.ErrRules) {
+				err = &exitError{2, err}
+			}
+			if output == "json" {
+				_ = json.NewEncoder(out).Encode(report)
+				return err
+			}
+			for _, p := range report.Problems {
+				if p.Ignored {
+					fmt.Fprintln(out, p.String())
+				}
+			}
+			if err == nil {
+				fmt.Fprintf(out, "%d rules of %d files can be loaded\n", report.Rules, report.Files)
+			}
+			return err
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "the document whose rules to test")
+	c.Flags().StringVarP(&file, "config", "c", "", "the document, whose rules are checked as well")
 	outputFlag(c, &output, "text", "json")
 	return c
 }
 
-func writeReport(w io.Writer, r *suricata.Report, output string) error {
-	if output == "json" {
-		return json.NewEncoder(w).Encode(r)
+func rulesListCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "decoynet's own rules",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rules, err := suricata.Rules()
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if output == "json" {
+				return json.NewEncoder(out).Encode(rules)
+			}
+			w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "SID\tSEVERITY\tCLASS\tMESSAGE")
+			for _, r := range rules {
+				fmt.Fprintf(w, "%d\t%d\t%s\t%s\n", r.SID, r.Severity, r.Class, r.Message)
+			}
+			return w.Flush()
+		},
 	}
-	for _, p := range r.Problems {
-		fmt.Fprintln(w, "left out:", p)
-	}
-	word := "are right"
-	if r.Live {
-		word = "are in use now"
-	}
-	_, err := fmt.Fprintf(w, "%d rules of %d files %s (%.0f ms)\n", r.Rules, r.Files, word, r.Millis)
-	return err
+	outputFlag(c, &output, "text", "json")
+	return c
 }
 
 func rulesExportCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "export",
-		Short: "Print decoynet's own rules, for a Suricata that others run",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return suricata.Export(cmd.OutOrStdout()) },
+		Use:   "export DIRECTORY",
+		Short: "Write decoynet's rules and their class types, for a Suricata that others run",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			written, err := suricata.Export(args[0])
+			for _, path := range written {
+				fmt.Fprintln(cmd.OutOrStdout(), path)
+			}
+			return err
+		},
 	}
 }
 
 func rulesSettingsCommand() *cobra.Command {
 	var file string
 	c := &cobra.Command{
-		Use:   "settings -c FILE",
-		Short: "Print the settings that a Suricata which others run needs",
+		Use:   "settings [-c DOCUMENT]",
+		Short: "What the configuration of a Suricata that others run needs",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			doc, err := config.Load(file)
+			want, err := inspectOf(file)
 			if err != nil {
-				return &exitError{2, err}
+				return err
 			}
-			want := doc.State.Inspect
-			if want == nil {
-				want = &deception.Inspect{}
-			}
-			_, err = io.WriteString(cmd.OutOrStdout(), suricata.Settings(want))
-			return err
+			fmt.Fprint(cmd.OutOrStdout(), suricata.Settings(&want))
+			return nil
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "the document")
-	_ = c.MarkFlagRequired("config") // it was defined above
 	return c
 }
 

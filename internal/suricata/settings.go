@@ -1,8 +1,13 @@
 package suricata
 
 import (
+	"cmp"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"decoynet/deception"
 )
@@ -48,4 +53,78 @@ app-layer:
     tls: {enabled: yes, ja3-fingerprints: yes, ja4-fingerprints: yes}
     ssh: {enabled: yes, hassh: yes}
 `, file, tap, streamMemory, reassemblyMemory, strconv.FormatUint(want.Depth, 10))
+}
+
+// Rule is one of decoynet's own rules.
+type Rule struct {
+	SID      uint32 `json:"sid"`
+	Class    string `json:"class"`
+	Severity int    `json:"severity"`
+	Message  string `json:"message"`
+	Text     string `json:"rule"`
+}
+
+// Rules lists decoynet's own rules that can fire.
+func Rules() ([]Rule, error) {
+	set := &ruleset{}
+	if err := set.own(make(map[uint64]Place)); err != nil {
+		return nil, err
+	}
+	severities := classSeverities(ownClasses)
+	var out []Rule
+	for i := range set.rules {
+		r := Rule{SID: uint32(set.rules[i].sid), Text: set.rules[i].text}
+		silent := false
+		for option := range options(r.Text) {
+			name, value, _ := strings.Cut(strings.TrimSpace(option), ":")
+			switch {
+			case name == "msg":
+				r.Message = strings.Trim(value, `"`)
+			case name == "classtype":
+				r.Class, r.Severity = value, severities[value]
+			case name == "flowbits" && value == "noalert":
+				silent = true
+			}
+		}
+		if !silent {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b Rule) int { return cmp.Compare(a.SID, b.SID) })
+	return out, nil
+}
+
+func classSeverities(text string) map[string]int {
+	out := make(map[string]int)
+	for line := range strings.Lines(text) {
+		if name := className(line); name != "" {
+			line = strings.TrimSpace(line)
+			out[name], _ = strconv.Atoi(line[strings.LastIndexByte(line, ',')+1:])
+		}
+	}
+	return out
+}
+
+// Export writes decoynet's rules and their class types into a directory, for a
+// Suricata that others run. Files of these names are replaced.
+func Export(dir string) ([]string, error) {
+	set := &ruleset{}
+	if err := set.own(make(map[uint64]Place)); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("export rules: %w", err)
+	}
+	var written []string
+	for _, f := range []struct {
+		name string
+		text []byte
+	}{{"decoynet.rules", set.text()}, {"decoynet-classification.config", []byte(ownClasses)}} {
+		path := filepath.Join(dir, f.name)
+		if err := os.WriteFile(path, f.text, 0o644); err != nil {
+			return written, fmt.Errorf("export rules: %w", err)
+		}
+		written = append(written, path)
+	}
+	return written, nil
 }
