@@ -31,6 +31,21 @@ outputs:
       filename: %s
       ethernet: yes            # the session's number is in the MAC addresses
       community-id: true
+      types:                   # decoynet stores each of them; more are welcome
+        - alert
+        - anomaly
+        - http: {extended: yes}
+        - dns
+        - tls: {extended: yes, custom: [subject, issuer, serial, fingerprint, sni, version, not_before, not_after, ja3, ja3s, ja4]}
+        - files: {force-hash: [sha256]}
+        - ssh
+        - smb
+        - ftp
+        - rdp
+        - smtp
+        - krb5
+        - snmp
+        - flow
 vlan:
   use-for-tracking: true       # overlapping addresses of two segments are told apart
 af-packet:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,5 +99,38 @@ func TestInspectKernelPath(t *testing.T) {
 		if f.Session != s.ID || f.DestIP != strings.Trim(addr, "[]") || s.Path != "kernel" || f.Service != "web" || f.Segment != "office" {
 			t.Errorf("the alert is %+v, the session %+v", f, s)
 		}
+	}
+}
+
+// TestInspectExternal has somebody else's Suricata listen at the tap device, with
+// the settings that decoynet prints.
+func TestInspectExternal(t *testing.T) {
+	t.Parallel()
+	o := &inspectOffice{relayOffice: &relayOffice{office: newOffice(t)}}
+	o.script = newPuppet(t, o.Linux, 9000)
+	logs := t.TempDir()
+	eve := filepath.Join(logs, "eve.json")
+	o.document(fmt.Sprintf(officeDocument, "auto") + "inspect: {suricata: external, eve: " + eve + ", tap: vtap3}\n")
+	o.up()
+	settings, err := o.Gateway.Run(t.Context(), binary, "rules", "settings", "-c", o.file)
+	check(t, err)
+	_, err = o.Gateway.Run(t.Context(), binary, "rules", "export", filepath.Join(logs, "decoynet"))
+	check(t, err)
+	writeFile(t, filepath.Join(logs, "one.rules"), fmt.Sprintf("alert tcp any any -> any any (msg:\"the mark\"; content:\"%s\"; sid:4242; rev:3;)\n", marked))
+	writeFile(t, filepath.Join(logs, "suricata.yaml"), "%YAML 1.1\n---\n"+settings+"default-rule-path: "+logs+"\nrule-files: [one.rules, decoynet/decoynet.rules]\nclassification-file: "+logs+"/decoynet/decoynet-classification.config\n")
+	s, err := o.Gateway.Start("suricata", "-c", filepath.Join(logs, "suricata.yaml"), "--af-packet=vtap3", "-l", logs)
+	check(t, err)
+	defer func() { check(t, s.Stop(t.Context())) }()
+	eventually(t, 60*time.Second, func() error {
+		if !strings.Contains(s.Log(), "Engine started") {
+			return fmt.Errorf("suricata has not started: %s", s.Log())
+		}
+		return nil
+	})
+	from := o.mark("192.0.2.100:9000")
+	f := o.waitFinding(from, "the mark", ruled("4242"), "alerts")
+	o.waitFinding(from, "a contact, by decoynet's rules", ruled("14200001"), "alerts")
+	if rec := o.ended(from); f.Session != rec.ID || f.Decoy != "office-web" {
+		t.Errorf("the alert is %+v, the session %+v", f, rec)
 	}
 }
