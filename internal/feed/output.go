@@ -63,8 +63,8 @@ type output struct {
 	limit  int64
 	err    error // the last one
 
-	lost, flows, again, frames, bytes, errors atomic.Uint64
-	moved                                     atomic.Int64 // Unix nanoseconds when it last got something done
+	lost, flows, again, cut, frames, bytes, errors atomic.Uint64
+	moved                                          atomic.Int64 // Unix nanoseconds when it last got something done
 
 	synthesis
 }

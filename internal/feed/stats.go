@@ -20,6 +20,7 @@ type OutputStats struct {
 	Flows        uint64 // shown from their beginning
 	Reintroduced uint64 // shown from where they were, to a reader or an output that came later
 	Lost         uint64 // not shown whole
+	Cut          uint64 // that ran, or had just ended, when a reader was gone
 	Frames       uint64
 	Bytes        uint64
 	Queued       int64 // bytes of memory that wait
@@ -40,7 +41,7 @@ func (f *Feed) Stats() Stats {
 
 func (o *output) stats(now time.Time) OutputStats {
 	s := OutputStats{
-		Name: o.name, Flows: o.flows.Load(), Reintroduced: o.again.Load(), Lost: o.lost.Load(),
+		Name: o.name, Flows: o.flows.Load(), Reintroduced: o.again.Load(), Lost: o.lost.Load(), Cut: o.cut.Load(),
 		Frames: o.frames.Load(), Bytes: o.bytes.Load(), Errors: o.errors.Load(),
 	}
 	o.mu.Lock()

@@ -184,6 +184,8 @@ func TestNewReader(t *testing.T) {
 	running := begin(f, session(deception.TCP, "192.0.2.7:40001", "198.51.100.4:80")).client(request).server(response)
 	idle := begin(f, session(deception.TCP, "192.0.2.7:40002", "198.51.100.4:80"))
 	waitFor(t, "an alert of the first Suricata", func() bool { return first.alerts(t, 1, running.s.ID) == 1 })
+	over := visit(f, 1)
+	waitFor(t, "it is written", func() bool { return stats(f, "fifo").Flows == 3 && stats(f, "fifo").Queued == 0 })
 	signal(t, pid, syscall.SIGKILL)
 	wait()
 	waitFor(t, "it is missed", func() bool { return fifo.Stats().Gone == 1 })
@@ -192,10 +194,15 @@ func TestNewReader(t *testing.T) {
 	waitFor(t, "an alert of the second Suricata", func() bool { return second.alerts(t, 1, running.s.ID) == 1 })
 	running.end(deception.EndClientClosed)
 	idle.client(request).server(response).fin(Server).end(deception.EndServiceClosed)
+	waitFor(t, "all is written", func() bool { return stats(f, "fifo").Reintroduced == 2 && stats(f, "fifo").Queued == 0 })
+	outputs := f.Stats()
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
 	wait()
+	if st := outputs.Outputs[0]; st.Cut != 3 || st.Reintroduced != 2 || st.Flows != 3 {
+		t.Errorf("%+v", st)
+	}
 	noEvents(t, second.events(t))
 	for _, s := range []*deception.Session{running.s, idle.s} {
 		if n := second.alerts(t, 2, s.ID); n != 1 {
@@ -204,6 +211,9 @@ func TestNewReader(t *testing.T) {
 		if _, partial, _ := f.Find(s.ID.Key()); !partial {
 			t.Errorf("the flow from %s is not known to be partial", s.Source)
 		}
+	}
+	if _, partial, _ := f.Find(over.ID.Key()); !partial {
+		t.Error("a flow that ended just before is not known to be partial")
 	}
 	if st := fifo.Stats(); st.Readers != 2 || st.Gone != 1 {
 		t.Errorf("%+v", st)

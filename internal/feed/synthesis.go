@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"decoynet/deception"
 	"decoynet/internal/frame"
 )
 
@@ -18,6 +19,20 @@ const (
 	// clockSlack is how much lanes may be behind each other.
 	clockSlack = time.Second
 )
+
+const (
+	// recentFlows is how many flows that ended lately an output remembers.
+	recentFlows = 4096
+	// unreadBytes is what a reader may not have looked at when it died: a FIFO's
+	// pipe and what it had read at once.
+	unreadBytes = 2 << 20
+)
+
+// ended is a flow that ended for an output after so many bytes of all frames.
+type ended struct {
+	key   deception.SessionKey
+	bytes uint64
+}
 
 // progress is how far an output is with a flow. It belongs to the output's
 // goroutine.
@@ -59,6 +74,8 @@ type synthesis struct {
 	ids    uint32  // IPv4 identification
 	buffer []byte
 	quiet  bool // the output is an Archive
+	recent [recentFlows]ended
+	next   int // in recent
 }
 
 func (s *synthesis) start(o *output) {
@@ -125,7 +142,7 @@ func (s *synthesis) record(r *record, data []byte) error {
 	case r.kind == kindPacket:
 		s.buffer = w.header[r.side].Packet(s.buffer[:0], data)
 		return s.write(s.buffer)
-	case w.transport != 6:
+	case w.transport != deception.TCP:
 		return s.datagram(w, p, r, data)
 	}
 	if err := s.show(w, p); err != nil {
@@ -177,6 +194,8 @@ func (s *synthesis) drop(w *Flow, p *progress) {
 		return
 	}
 	p.state |= stateDead
+	s.recent[s.next] = ended{w.key, s.out.bytes.Load()}
+	s.next = (s.next + 1) % recentFlows
 	if p.live < 0 {
 		return
 	}
@@ -189,8 +208,21 @@ func (s *synthesis) drop(w *Flow, p *progress) {
 	p.live = -1
 }
 
-// forgetAll is for a new reader.
+// forgetAll is for a new reader. What the one before had seen of flows that run, or
+// have just ended, is not known; it may have died before it said what it found.
 func (s *synthesis) forgetAll() {
+	f := s.out.feed
+	for _, w := range s.live {
+		s.out.cut.Add(1)
+		f.roster.mark(w.key)
+	}
+	for i, e := range s.recent {
+		if e.bytes != 0 && e.bytes+unreadBytes >= s.out.bytes.Load() {
+			s.out.cut.Add(1)
+			f.roster.mark(e.key)
+		}
+		s.recent[i] = ended{}
+	}
 	clear(s.live)
 	clear(s.due)
 	s.live, s.due, s.cursor = s.live[:0], s.due[:0], 0
