@@ -238,7 +238,9 @@ func TestPacketsOfOthersAreRefused(t *testing.T) {
 		t.Fatal("no room")
 	}
 	sent := func(c decoynetv1connect.NodeServiceClient, id []byte) error {
-		stream := c.SendPackets(within(t))
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		stream := c.SendPackets(ctx)
 		_ = stream.Send(&decoynetv1.SendPacketsRequest{Wish: id, Data: []byte("packets")}) // the answer says why not
 		_, err := stream.CloseAndReceive()
 		return err
@@ -248,11 +250,20 @@ func TestPacketsOfOthersAreRefused(t *testing.T) {
 	refusedWith(t, sent(hq, []byte("short")), connect.CodeAborted, "nobody waits")
 	got := make(chan error, 1)
 	go func() { got <- sent(hq, w.id[:]) }()
-	if p := <-w.pieces; p.node != "hq" || string(p.GetData()) != "packets" {
+	next := func() (p piece) {
+		t.Helper()
+		select {
+		case p = <-w.pieces:
+		case <-time.After(20 * time.Second):
+			t.Error("nothing comes")
+		}
+		return p
+	}
+	if p := next(); p.node != "hq" || string(p.GetData()) != "packets" {
 		t.Errorf("got %v", p)
 	}
 	refusedWith(t, sent(agent, w.id[:]), connect.CodeAborted, "another node")
-	if p := <-w.pieces; p.node != "hq" || p.SendPacketsRequest != nil {
+	if p := next(); p.node != "hq" || p.SendPacketsRequest != nil {
 		t.Errorf("got %v", p)
 	}
 	if err := <-got; err != nil {

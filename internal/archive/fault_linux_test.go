@@ -179,6 +179,14 @@ func diskFull(dir string) error {
 	if err := complete(a, first); err != nil {
 		return fmt.Errorf("on the full disk: %w", err)
 	}
+	list, err := listFiles(a.files.dir)
+	if err != nil || len(list) == 0 {
+		return fmt.Errorf("%d files: %w", len(list), err)
+	}
+	last := list[len(list)-1]
+	if size, err := whole(filepath.Join(a.files.dir, last.name)); err != nil || size != last.size {
+		return fmt.Errorf("on the full disk, %d bytes of %d are whole: %w", size, last.size, err)
+	}
 	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT, "size=8m"); err != nil {
 		return fmt.Errorf("make room: %w", err)
 	}

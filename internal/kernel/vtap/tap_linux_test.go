@@ -152,6 +152,10 @@ func TestForeignLinksAreLeft(t *testing.T) {
 			t.Errorf("name %q was taken", name)
 		}
 	}
+	// One that somebody makes between the look and the making is not joined either.
+	if fd, err := openTap(ns, "vtap1", true); !errors.Is(err, ErrBusy) {
+		t.Errorf("attached to somebody's device: %d, %v", fd, err)
+	}
 	if removed, err := Remove(t.Context(), ns); err != nil || len(removed) > 0 {
 		t.Errorf("removed %v, %v", removed, err)
 	}
