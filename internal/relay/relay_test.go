@@ -95,7 +95,7 @@ func (h *testHandler) ended(t *testing.T) deception.Session {
 	return s
 }
 
-func listenSocket(t *testing.T, typ int) (int, netip.AddrPort) {
+func listenSocket(t testing.TB, typ int) (int, netip.AddrPort) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
@@ -120,7 +120,7 @@ func check(t testing.TB, err error) {
 
 // start brings up an engine whose flows lead to serve, which is given every
 // connection the service accepts.
-func start(t *testing.T, cfg Config, serve func(*net.TCPConn)) (*testHandler, *Engine, string) {
+func start(t testing.TB, cfg Config, serve func(*net.TCPConn)) (*testHandler, *Engine, string) {
 	t.Helper()
 	service, err := net.Listen("tcp4", "127.0.0.1:0")
 	check(t, err)
@@ -139,7 +139,7 @@ func start(t *testing.T, cfg Config, serve func(*net.TCPConn)) (*testHandler, *E
 	return h, e, addr
 }
 
-func startEngine(t *testing.T, h Handler, cfg Config) (*Engine, string) {
+func startEngine(t testing.TB, h Handler, cfg Config) (*Engine, string) {
 	t.Helper()
 	e, err := New(h, cfg)
 	check(t, err)
