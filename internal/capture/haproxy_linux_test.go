@@ -248,15 +248,12 @@ func checkHAProxy(t *testing.T, c *Capture, r *capturetest.Recordings, path stri
 				t.Errorf("session %+v", s)
 			}
 		case "anomaly":
-			if !sentAgain[e.Anomaly.Event] {
+			if !capturetest.SentAgain[e.Anomaly.Event] {
 				t.Errorf("Suricata does not like it: %s", e.Line)
 			}
 		}
 	}
 }
-
-// sentAgain are the events of what a sender sends again on a busy machine.
-var sentAgain = map[string]bool{"stream.pkt_spurious_retransmission": true, "stream.est_pkt_before_last_ack": true, "stream.pkt_retransmission": true}
 
 // keepKnown leaves out records of flows that the witness did not see.
 func keepKnown(got, want []string) []string {

@@ -26,8 +26,10 @@ type flow struct {
 	size       uint32 // of the header; base[Client]+size is where the data begins
 	far        bool   // the client's numbers are so far on that the header cannot come again
 
+	hole      int64  // when the server was seen to have what is not in head; 0: never
+	upTo      uint32 // up to where
 	head      []byte // what is known of the client's first bytes, without a hole
-	held      []held // until the header is whole
+	held      []held // until the header is whole, or what they acknowledge was captured
 	heldBytes int
 
 	in         *list
@@ -65,7 +67,7 @@ func (s *Stripper) takeSegment(p *Packet) {
 	f.last = p.At
 	if f.in != &s.waiting {
 		s.touch(f)
-		s.forward(f, side, p)
+		s.inOrder(f, side, p)
 		return
 	}
 	s.await(f, side, p)
@@ -146,13 +148,29 @@ func (s *Stripper) await(f *flow, side int, p *Packet) {
 		}
 	}
 	// The server has what we have not: it will not be sent again.
-	if side == Server && f.spoke[Client] && seg.Has(FlagACK) && int32(seg.Ack-f.base[Client]) > int32(len(f.head)) && !f.fin[Client] {
+	if f.hole = f.lacks(seg, side, f.hole, p.At); f.hole != 0 && p.At-f.hole > int64(lateness) {
 		s.pass(f, &s.stats.Holes)
 		return
 	}
 	if f.fin[Client] && f.fin[Server] {
 		s.pass(f, &s.stats.Early)
 	}
+}
+
+// lacks returns since when a part of the header is missing that the server has, 0
+// where none is.
+func (f *flow) lacks(seg *Segment, side int, since, at int64) int64 {
+	known := f.base[Client] + uint32(len(f.head))
+	if since != 0 && int32(f.upTo-known) <= 0 {
+		since = 0
+	}
+	if side == Server && seg.Has(FlagACK) && int32(seg.Ack-known) > 0 && !f.fin[Client] {
+		f.upTo = seg.Ack
+		if since == 0 {
+			since = at
+		}
+	}
+	return since
 }
 
 // learn notes where the numbers of a side begin.
@@ -178,21 +196,17 @@ func (f *flow) learn(seg *Segment, side int) {
 // want of room.
 func (s *Stripper) hold(f *flow, side int, p *Packet) bool {
 	cost := len(s.seg.whole) + heldCost
-	if f.heldBytes+cost > s.limits.FlowBytes {
-		s.pass(f, &s.stats.Overflow)
-		return false
-	}
-	for s.stats.Held+cost > s.limits.Held {
+	for f.heldBytes+cost <= s.limits.FlowBytes && s.stats.Held+cost > s.limits.Held {
 		oldest := s.waiting.first()
 		s.pass(oldest, &s.stats.Overflow)
 		if oldest == f {
 			return false
 		}
 	}
-	copied := Packet{At: p.At, Data: append([]byte(nil), s.seg.whole...), Unsummed: true, Size: p.Size}
-	f.held = append(f.held, held{packet: copied, side: side})
-	f.heldBytes += cost
-	s.stats.Held += cost
+	if !s.keep(f, side, p) {
+		s.pass(f, &s.stats.Overflow)
+		return false
+	}
 	return true
 }
 
@@ -244,7 +258,7 @@ func (s *Stripper) whole(f *flow) {
 	for i := range waited {
 		h := &waited[i]
 		if s.seg.parse(&h.packet) == fine && s.flows[f.key] == f {
-			s.forward(f, h.side, &h.packet)
+			s.inOrder(f, h.side, &h.packet)
 		}
 	}
 }

@@ -12,6 +12,7 @@
 package strip
 
 import (
+	"math"
 	"net/netip"
 	"time"
 
@@ -123,14 +124,15 @@ type Stripper struct {
 	// plain is nil where flows begin with a header. Else they have none, and those
 	// to destinations that it names are followed.
 	plain func(t deception.Transport, destination netip.AddrPort) bool
-	seg   Segment // scratch
+	late  map[*flow]struct{} // flows behind their header of which packets wait
+	seg   Segment            // scratch
 	out   builder
 }
 
 // New returns a Stripper that knows of no flow.
 func New(sink Sink, limits Limits) *Stripper {
 	limits.defaults()
-	s := &Stripper{sink: sink, limits: limits, flows: map[key]*flow{}}
+	s := &Stripper{sink: sink, limits: limits, flows: map[key]*flow{}, late: map[*flow]struct{}{}}
 	for _, l := range []*list{&s.waiting, &s.running, &s.datagrams, &s.closing} {
 		l.init()
 	}
@@ -189,9 +191,13 @@ func (s *Stripper) find() (f *flow, side int) {
 // or so.
 func (s *Stripper) Expire(now int64) {
 	for f := s.waiting.first(); f != nil && now-f.Start > int64(s.limits.HeaderTime); f = s.waiting.first() {
-		s.stats.Early++
-		s.forget(f)
+		if f.hole != 0 {
+			s.pass(f, &s.stats.Holes)
+			continue
+		}
+		s.pass(f, &s.stats.Early)
 	}
+	s.flushLate(now)
 	for f := s.closing.first(); f != nil && now-f.last > int64(linger); f = s.closing.first() {
 		s.forget(f)
 	}
@@ -207,6 +213,7 @@ func (s *Stripper) Expire(now int64) {
 
 // Close ends all flows.
 func (s *Stripper) Close(now int64) {
+	s.flushLate(math.MaxInt64)
 	for _, f := range s.flows {
 		s.end(f, now, deception.EndShutdown)
 		s.forget(f)
@@ -227,6 +234,7 @@ func (s *Stripper) Finish(t deception.Transport, client, server netip.AddrPort, 
 // forget drops all that is known of a flow.
 func (s *Stripper) forget(f *flow) {
 	s.release(f)
+	delete(s.late, f)
 	f.unlink()
 	delete(s.flows, f.key)
 }

@@ -222,6 +222,13 @@ func TestAnyStreams(t *testing.T) {
 		c.close(ender)
 		c.close(1 - ender)
 		c.ack(ender)
+		// An answer may be captured before what it answers.
+		for i := 3; i < len(c.packets)-1; i++ {
+			if rapid.IntRange(0, 3).Draw(t, "swapped") == 0 {
+				c.packets[i], c.packets[i+1] = c.packets[i+1], c.packets[i]
+				i++
+			}
+		}
 		var got sink
 		s := New(&got, Limits{})
 		feed(s, c.packets)
@@ -355,6 +362,7 @@ func TestHoles(t *testing.T) {
 	var got sink
 	s := New(&got, Limits{})
 	feed(s, lost.packets)
+	s.Expire(int64(time.Minute))
 	if st := s.Stats(); st.Holes != 1 || st.Waiting != 0 || len(got.packets) != 0 {
 		t.Errorf("without a part of the header: %+v", st)
 	}
@@ -369,6 +377,7 @@ func TestHoles(t *testing.T) {
 	got = sink{}
 	s = New(&got, Limits{})
 	feed(s, c.packets)
+	s.Expire(int64(time.Second))
 	if st := s.Stats(); st.Gaps != 1 || st.GapBytes != 1000 || st.Flows != 1 {
 		t.Errorf("without a part of the data: %+v", st)
 	}

@@ -92,6 +92,18 @@ func (r *Recordings) Over() []deception.Session {
 	return out
 }
 
+// Settled tells whether every session of TCP that is known has ended.
+func (r *Recordings) Settled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, s := range r.known {
+		if _, ok := r.ended[id]; !ok && s.Transport == deception.TCP {
+			return false
+		}
+	}
+	return true
+}
+
 // Write writes what was fed as a pcap file.
 func (r *Recordings) Write(t testing.TB, dir string) string {
 	t.Helper()
@@ -126,6 +138,9 @@ runmode: single
 classification-file: /etc/suricata/classification.config
 reference-config-file: /etc/suricata/reference.config
 `
+
+// SentAgain are the anomalies of what a sender sends again on a busy machine.
+var SentAgain = map[string]bool{"stream.pkt_spurious_retransmission": true, "stream.est_pkt_before_last_ack": true, "stream.pkt_retransmission": true}
 
 // Event is a record of Suricata's.
 type Event struct {
