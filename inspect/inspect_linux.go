@@ -230,7 +230,7 @@ func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) 
 // wasRead tells whether a rotated file of events may be removed.
 func (i *Inspector) wasRead(path string) bool {
 	r := i.passed.Load()
-	return r != nil && r.Passed(path)
+	return r != nil && r.Done(path)
 }
 
 // applyEvents reads the file that Suricata writes.

@@ -19,9 +19,20 @@ type checkpoint struct {
 	Head    digest // of the file that is being read: see position
 	Offset  int64
 	Tail    digest
-	Written time.Time // when the file was last written to
-	Done    []digest  `json:",omitempty"`
+	Written time.Time  // when the file was last written to
+	Done    []finished `json:",omitempty"`
 }
+
+// finished is a file that was read to its end, as it was then. A copy of it may have
+// more.
+type finished struct {
+	Head   digest
+	Offset int64 // after the last whole line
+	Tail   digest
+	Size   int64
+}
+
+func (d *finished) position() position { return position{d.Head, d.Offset, d.Tail} }
 
 const checkpointVersion = 1
 

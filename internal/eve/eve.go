@@ -6,13 +6,16 @@
 // truncation, copies and the death of either process lose nothing. Events may be
 // handed over twice then; they have the same identifier.
 //
-// The file is polled, fifty times a second. That costs less than a
-// notification for each of Suricata's writes, and is the same on every file system.
+// The kernel tells when the file is written to (inotify). Where it does not, on
+// other systems and on file systems of others' machines, the file is polled.
 package eve
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -20,7 +23,12 @@ import (
 )
 
 const (
-	pollEvery = 20 * time.Millisecond
+	// pollEvery is how often the file is looked at, and pollWatched how often where
+	// the kernel tells of changes.
+	pollEvery   = 20 * time.Millisecond
+	pollWatched = 500 * time.Millisecond
+	// watchAgain is how long it takes until a watch is tried again.
+	watchAgain = 10 * time.Second
 	// retryFirst and retryMost are how long it takes until findings that were
 	// refused are offered again.
 	retryFirst = 50 * time.Millisecond
@@ -42,9 +50,10 @@ type Config struct {
 	FromEnd  bool
 	Node     string // name of this machine, for the findings
 	Sessions Sessions
-	// Deliver takes findings, which are not used by the reader afterwards. If it
-	// returns an error, it gets the same again a while later. It is called by
-	// one goroutine, and should return when ctx is done.
+	// Deliver takes at most MaxBatch findings, of about a megabyte together, which
+	// are not used by the reader afterwards. If it returns an error (ErrBusy where
+	// it has no room), it gets the same again a while later. It is called by one
+	// goroutine, and should return when ctx is done.
 	Deliver func(ctx context.Context, findings []*deception.Finding) error
 	// Settle is how long it takes until what Deliver took outlives the process. The
 	// checkpoint is that much behind, at most twice as much. Negative: no time at
@@ -74,9 +83,12 @@ type Reader struct {
 	save   saver
 	noted  noted
 
-	mu      sync.Mutex // guards the rest
-	stats   Stats
-	settled []digest // rotated files that are over, by the checkpoint that is saved
+	watch      *watch // nil: the file is polled
+	watchTried time.Time
+
+	mu    sync.Mutex // guards the rest
+	stats Stats
+	done  []finished // of the checkpoint
 }
 
 // New begins to read. What keeps it from reading is in Stats and in the log; it is
@@ -117,11 +129,11 @@ func (r *Reader) Close() {
 func (r *Reader) run(ctx context.Context) {
 	defer close(r.ended)
 	defer r.follow.close()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	defer func() { r.watch.close() }()
 	for opened := false; ; {
 		var err error
 		if !opened {
+			r.follow.close()
 			err = r.open(time.Now())
 			opened = err == nil
 		}
@@ -136,13 +148,35 @@ func (r *Reader) run(ctx context.Context) {
 		if wait == 0 && ctx.Err() == nil {
 			continue
 		}
-		timer.Reset(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
+		if !r.sleep(ctx, wait) {
 			return
 		}
 	}
+}
+
+// sleep waits until there may be something to do; false where reading is to end.
+func (r *Reader) sleep(ctx context.Context, wait time.Duration) bool {
+	if now := time.Now(); r.watch == nil && now.Sub(r.watchTried) >= watchAgain {
+		r.watchTried = now
+		r.watch, _ = newWatch(filepath.Dir(r.cfg.Path)) // it is polled then
+		return ctx.Err() == nil                         // what came before that is not told
+	}
+	var changed <-chan struct{}
+	if wait == pollEvery && r.watch != nil {
+		changed = r.watch.changed
+		wait = pollWatched
+		if _, waits := r.hold.first(); waits {
+			wait = holdFor / 4
+		}
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-changed:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // open goes on where an earlier reader has ended.
@@ -158,9 +192,14 @@ func (r *Reader) open(now time.Time) error {
 	if !known {
 		r.follow.mark = now.Add(-time.Second)
 		if r.cfg.FromEnd {
-			return r.follow.skip()
+			if err := r.follow.skip(); err != nil {
+				return err
+			}
 		}
-		return nil
+		// The next reader has to know when this one began.
+		c = r.reached()
+		r.save.saved = c
+		return c.save(r.cfg.Checkpoint)
 	}
 	r.follow.done, r.follow.mark = c.Done, c.Written
 	r.save.saved = c
@@ -188,7 +227,7 @@ func (r *Reader) step(ctx context.Context, now time.Time) (time.Duration, error)
 	if err := r.save.settled(r.reached(), now); err != nil {
 		return 0, err
 	}
-	r.publish(r.save.saved.Done)
+	r.noteDone(r.save.saved.Done)
 	if r.batch.full {
 		r.batch.full = false
 		return 0, nil // there are more lines
@@ -201,10 +240,23 @@ func (r *Reader) step(ctx context.Context, now time.Time) (time.Duration, error)
 	if n > 0 || moved {
 		return 0, nil
 	}
-	if r.follow.tail == nil {
-		return 5 * pollEvery, nil // looking for files costs more
-	}
 	return pollEvery, nil
+}
+
+// Done tells whether a rotated file was read to its end, so that it may be removed.
+func (r *Reader) Done(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	head, err := headAt(path)
+	if err != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, more := beyond(r.done, head, info.Size())
+	return !more
 }
 
 // lines takes the lines that were read until a batch is full.
@@ -239,6 +291,16 @@ func (r *Reader) reached() checkpoint {
 	return r.follow.checkpointAt(r.follow.tail.here())
 }
 
+// ErrBusy is what Deliver may return if it has no room at the moment. Other errors
+// are shown as failures.
+var ErrBusy = errors.New("no room for findings")
+
+const (
+	// MaxBatch is how many findings are handed over at once, at most.
+	MaxBatch      = 256
+	maxBatchBytes = 1 << 20
+)
+
 // batch is what is to be handed over next.
 type batch struct {
 	findings []*deception.Finding
@@ -248,35 +310,43 @@ type batch struct {
 	next     time.Time
 }
 
-const (
-	maxBatch      = 256
-	maxBatchBytes = 1 << 20
-)
-
 func (b *batch) add(f *deception.Finding) {
 	b.findings = append(b.findings, f)
 	b.bytes += len(f.Document)
 }
 
-func (b *batch) enough() bool { return len(b.findings) >= maxBatch || b.bytes >= maxBatchBytes }
+func (b *batch) enough() bool { return len(b.findings) >= MaxBatch || b.bytes >= maxBatchBytes }
+
+// part is what of it may be handed over at once.
+func (b *batch) part() []*deception.Finding {
+	bytes := 0
+	for i, f := range b.findings {
+		if bytes += len(f.Document); i == MaxBatch || i > 0 && bytes > maxBatchBytes {
+			return b.findings[:i]
+		}
+	}
+	return b.findings
+}
 
 // deliver hands the batch over. It returns how long to wait where nobody takes it.
 func (r *Reader) deliver(ctx context.Context, now time.Time) time.Duration {
 	b := &r.batch
-	if len(b.findings) == 0 {
-		return 0
+	for len(b.findings) > 0 {
+		if wait := b.next.Sub(now); wait > 0 {
+			return wait
+		}
+		part := b.part()
+		if err := r.cfg.Deliver(ctx, part); err != nil {
+			wait := min(retryMost, retryFirst<<min(b.refused, 8))
+			b.refused++
+			b.next = now.Add(wait)
+			r.refused(err)
+			return wait
+		}
+		r.delivered(part)
+		b.refused = 0
+		b.findings = b.findings[len(part):]
 	}
-	if wait := b.next.Sub(now); wait > 0 {
-		return wait
-	}
-	if err := r.cfg.Deliver(ctx, b.findings); err != nil {
-		wait := min(retryMost, retryFirst<<min(b.refused, 8))
-		b.refused++
-		b.next = now.Add(wait)
-		r.refused(err)
-		return wait
-	}
-	r.delivered(b.findings)
 	*b = batch{full: b.full}
 	return 0
 }

@@ -27,10 +27,10 @@ type follower struct {
 	checkpoint string // a file that is none of Suricata's
 	maxLine    int
 	tail       *tail
-	paused     *tail     // the file to go on with after tail
-	done       []digest  // files that were read to the end, the latest last
-	mark       time.Time // files that were last written to before are read or not wanted
-	looked     time.Time // when files that were overlooked were looked for
+	paused     *tail      // the file to go on with after tail
+	done       []finished // the latest last; never changed in place
+	mark       time.Time  // files that were last written to before are read or not wanted
+	looked     time.Time  // when files that were overlooked were looked for
 
 	torn                           []ending // of files that are over; whoever takes them empties it
 	rotations, truncations, missed uint64
@@ -197,7 +197,7 @@ func (f *follower) over() (bool, error) {
 	case named.Size() > 0:
 		return true, nil
 	}
-	next, err := f.unread(ours, digest{})
+	next, _, err := f.unread(ours, digest{})
 	return next != "", err
 }
 
@@ -213,19 +213,18 @@ func (f *follower) overlooked(now time.Time) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look at %s: %w", f.tail.file.Name(), err)
 	}
-	path, err := f.unread(ours, f.tail.identity())
+	path, at, err := f.unread(ours, f.tail.identity())
 	if err != nil || path == "" {
 		if named, missing := os.Stat(f.path); err == nil && missing == nil && os.SameFile(ours, named) {
 			f.mark = ours.ModTime()
 		}
 		return false, err
 	}
-	t, err := openTail(path, position{}, f.maxLine)
-	if err != nil {
-		return false, fmt.Errorf("open %s: %w", path, err)
+	t, err := f.openUnread(path, at)
+	if t != nil {
+		f.paused, f.tail = f.tail, t
 	}
-	f.paused, f.tail = f.tail, t
-	return true, nil
+	return t != nil, err
 }
 
 // truncated goes on after the file was truncated: with the rest of what it held,
@@ -254,8 +253,10 @@ func (f *follower) finish() {
 	if line, at := f.tail.rest(); len(line) > 0 {
 		f.torn = append(f.torn, ending{line, at})
 	}
-	f.done = append(f.done, f.tail.identity())
-	f.done = f.done[max(0, len(f.done)-maxDone):]
+	here := f.tail.here()
+	d := finished{f.tail.identity(), here.offset, here.tail, f.tail.base + int64(len(f.tail.buf))}
+	before := slices.DeleteFunc(slices.Clone(f.done), func(o finished) bool { return o.Head == d.Head })
+	f.done = append(before[max(0, len(before)-maxDone+1):], d)
 	f.long += f.tail.long
 	f.holes += f.tail.holes
 	f.tail.close()
@@ -280,32 +281,42 @@ func (f *follower) next() (bool, error) {
 	if named != nil {
 		copied = named.head
 	}
-	path, err := f.unread(nil, copied)
+	path, at, err := f.unread(nil, copied)
 	if err != nil || path == "" {
 		f.tail = named
 		return named != nil, err
 	}
 	named.close()
-	f.tail, err = openTail(path, position{}, f.maxLine)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // it was renamed meanwhile
-	}
-	if err != nil {
-		return false, fmt.Errorf("open %s: %w", path, err)
-	}
-	return true, nil
+	f.tail, err = f.openUnread(path, at)
+	return f.tail != nil, err
 }
 
-// unread returns the oldest rotated file that was not read, "" where there is
-// none. The file being read is not one, nor are copies of the file that begins as
-// given.
-func (f *follower) unread(ours os.FileInfo, copied digest) (string, error) {
-	list, err := f.siblings()
+// openUnread opens a file where reading is to go on. It returns nil where it was
+// renamed meanwhile.
+func (f *follower) openUnread(path string, at position) (*tail, error) {
+	t, err := openTail(path, at, f.maxLine)
+	if errors.Is(err, errCut) {
+		t, err = openTail(path, position{}, f.maxLine) // it began alike, but is another
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", nil
-		}
-		return "", err
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return t, nil
+}
+
+// unread returns the oldest rotated file of which something was not read, and where
+// that begins; "" where there is none. The file being read is not one, nor are
+// copies of the file that begins as given.
+func (f *follower) unread(ours os.FileInfo, copied digest) (string, position, error) {
+	list, err := f.siblings()
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", position{}, nil
+	}
+	if err != nil {
+		return "", position{}, err
 	}
 	for i := range list {
 		s := &list[i]
@@ -313,12 +324,28 @@ func (f *follower) unread(ours os.FileInfo, copied digest) (string, error) {
 			continue
 		}
 		head, err := headAt(s.path)
-		if err != nil || head == copied || slices.Contains(f.done, head) || f.tail != nil && head == f.tail.identity() {
+		if err != nil || head == copied {
 			continue // one that cannot be read must not hold up the others
 		}
-		return s.path, nil
+		if ours != nil && f.tail != nil && head == f.tail.identity() && s.size <= ours.Size() {
+			continue // a copy of the one being read
+		}
+		if at, more := beyond(f.done, head, s.size); more {
+			return s.path, at, nil
+		}
 	}
-	return "", nil
+	return "", position{}, nil
+}
+
+// beyond tells whether a file has more than was read of it or of a copy, and where
+// that begins.
+func beyond(done []finished, head digest, size int64) (position, bool) {
+	for i := range done {
+		if done[i].Head == head {
+			return done[i].position(), size > done[i].Size
+		}
+	}
+	return position{}, true
 }
 
 func headAt(path string) (digest, error) {

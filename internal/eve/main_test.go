@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -102,6 +103,11 @@ func record(s *deception.Session, kind string, flow int, back bool, ether, extra
 const alertMember = `,"alert":{"action":"allowed","gid":1,"signature_id":2100498,"rev":7,"signature":"GPL \"root\"","category":"Bad","severity":2,` +
 	`"metadata":{"created_at":["2010_09_23"]}},"app_proto":"http","direction":"to_server"`
 
+// page is what an HTTP event of a browser looks like.
+var page = `,"tx_id":0,"app_proto":"http","http":{"hostname":"intranet.example","url":"/login?next=%2Fadmin","http_user_agent":"Mozilla/5.0 (X11; Linux x86_64)",` +
+	`"http_content_type":"text/html","http_method":"GET","protocol":"HTTP/1.1","status":200,"length":4711,"request_headers":[` +
+	strings.Repeat(`{"name":"Accept-Language","value":"de-DE,de;q=0.8,en-US;q=0.5"},`, 12) + `{"name":"DNT","value":"1"}]}`
+
 // sink takes findings; what it has taken twice it has once.
 type sink struct {
 	mu       sync.Mutex // guards the rest
@@ -112,13 +118,11 @@ type sink struct {
 
 func newSink() *sink { return &sink{findings: map[deception.SessionID]deception.Finding{}} }
 
-var errBusy = errors.New("no room")
-
 func (k *sink) deliver(_ context.Context, list []*deception.Finding) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.busy {
-		return errBusy
+		return ErrBusy
 	}
 	for _, f := range list {
 		k.findings[f.ID] = *f

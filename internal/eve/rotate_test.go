@@ -106,3 +106,29 @@ func TestRotation(t *testing.T) {
 		}
 	}
 }
+
+// A rotated file may be removed when the checkpoint is behind it, not before.
+func TestDone(t *testing.T) {
+	s := session(1)
+	line := func(n int) string { return record(&s, "ssh", n, false, "packet", "") + "\n" }
+	f, k := newFolder(t), newSink()
+	r := start(t, f.config(roster{}, k))
+	f.write(t, "eve.json", line(1))
+	drive(t, r, time.Now())
+	rename(t, f.path("eve.json"), f.path("eve.json.1"))
+	drive(t, r, time.Now())
+	if r.Done(f.path("eve.json.1")) || r.Done(f.path("eve.json")) {
+		t.Error("done while nobody writes to the next one")
+	}
+	f.write(t, "eve.json", line(2))
+	drive(t, r, time.Now())
+	if !r.Done(f.path("eve.json.1")) || r.Done(f.path("eve.json")) {
+		t.Error("not done, or the wrong one")
+	}
+	r.follow.close()
+	r = start(t, f.config(roster{}, k))
+	drive(t, r, time.Now())
+	if !r.Done(f.path("eve.json.1")) || r.Done(f.path("eve.json")) {
+		t.Error("not done after a restart, or the wrong one")
+	}
+}

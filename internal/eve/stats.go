@@ -1,6 +1,8 @@
 package eve
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -54,6 +56,12 @@ func (r *Reader) Stats() Stats {
 	s := r.stats
 	s.Findings = maps.Clone(s.Findings)
 	return s
+}
+
+func (r *Reader) noteDone(done []finished) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done = done
 }
 
 func (r *Reader) count(change func(s *Stats)) {
@@ -158,6 +166,9 @@ func (r *Reader) broken(line []byte, err error, change func(s *Stats)) {
 func (r *Reader) refused(err error) {
 	r.count(func(s *Stats) {
 		s.Refused++
+		if errors.Is(err, ErrBusy) || errors.Is(err, context.Canceled) {
+			return
+		}
 		s.LastError, s.LastErrorAt = fmt.Errorf("hand findings over: %w", err), time.Now()
 	})
 }

@@ -147,7 +147,7 @@ func readHead(file *os.File) (head digest, whole bool, err error) {
 // identity is the digest by which the file is known, also while it has no whole
 // line.
 func (t *tail) identity() digest {
-	if t.head == (digest{}) && t.base == 0 {
+	if t.head == (digest{}) {
 		head, _ := headOf(t.buf)
 		return head
 	}
@@ -175,26 +175,35 @@ func (t *tail) fill() (int, error) {
 	// see the file after it was truncated and written again.
 	room := t.buf[start : len(t.buf)+int(min(came, int64(t.chunk)))]
 	n, err := t.file.ReadAt(room, t.base+int64(start))
-	if err != nil && err != io.EOF {
-		copy(room, before[:known])
-		return 0, fmt.Errorf("read %s: %w", t.file.Name(), err)
+	switch {
+	case err != nil && err != io.EOF:
+		err = fmt.Errorf("read %s: %w", t.file.Name(), err)
+	case n < known || !bytes.Equal(room[:known], before[:known]):
+		err = errCut
+	default:
+		err = t.checkHead()
 	}
-	if n < known || !bytes.Equal(room[:known], before[:known]) {
+	if err != nil {
 		copy(room, before[:known])
-		return 0, errCut
-	}
-	if t.base == 0 && start == 0 {
-		head, whole := headOf(room[:n])
-		if t.head != (digest{}) && head != t.head {
-			copy(room, before[:known])
-			return 0, errCut
-		}
-		if whole {
-			t.head = head
-		}
+		return 0, err
 	}
 	t.buf = t.buf[:start+n]
 	return n - known, nil
+}
+
+// checkHead looks at the beginning of the file after it was read. Suricata's lines
+// are alike enough that another file may have the same bytes at the same place.
+func (t *tail) checkHead() error {
+	head, whole, err := readHead(t.file)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read %s: %w", t.file.Name(), err)
+	case t.head != (digest{}) && head != t.head:
+		return errCut
+	case whole:
+		t.head = head
+	}
+	return nil
 }
 
 // compact makes room for another chunk.
