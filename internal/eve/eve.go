@@ -11,6 +11,7 @@
 package eve
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -144,7 +145,7 @@ func (r *Reader) run(ctx context.Context) {
 		if err != nil {
 			wait = retryMost
 		}
-		r.failed(err)
+		r.failed(cmp.Or(err, r.save.failure))
 		if wait == 0 && ctx.Err() == nil {
 			continue
 		}
@@ -224,9 +225,7 @@ func (r *Reader) step(ctx context.Context, now time.Time) (time.Duration, error)
 	if wait := r.deliver(ctx, now); wait > 0 {
 		return wait, nil
 	}
-	if err := r.save.settled(r.reached(), now); err != nil {
-		return 0, err
-	}
+	r.save.settled(r.reached(), now)
 	r.noteDone(r.save.saved.Done)
 	if r.batch.full {
 		r.batch.full = false
@@ -351,27 +350,31 @@ func (r *Reader) deliver(ctx context.Context, now time.Time) time.Duration {
 	return 0
 }
 
-// saver writes down what was reached when that has had the time to settle.
+// saver writes down what was reached when that has had the time to settle. Where it
+// cannot, reading goes on: an old checkpoint costs duplicates only.
 type saver struct {
 	path    string
 	settle  time.Duration
 	saved   checkpoint
 	pending checkpoint
 	since   time.Time // when pending was reached, zero where nothing is pending
+	failure error     // of the last attempt
+	retry   time.Time // when there may be another one
 }
 
-func (s *saver) settled(reached checkpoint, now time.Time) error {
-	if !s.since.IsZero() && now.Sub(s.since) >= s.settle {
-		if err := s.pending.save(s.path); err != nil {
-			return err
-		}
-		s.saved, s.since = s.pending, time.Time{}
-	}
+func (s *saver) settled(reached checkpoint, now time.Time) {
 	if s.since.IsZero() && !reached.same(&s.saved) {
 		s.pending, s.since = reached, now
-		if s.settle < 0 {
-			return s.settled(reached, now)
-		}
 	}
-	return nil
+	if s.since.IsZero() || now.Sub(s.since) < s.settle || now.Before(s.retry) {
+		return
+	}
+	if s.failure = s.pending.save(s.path); s.failure != nil {
+		s.retry = now.Add(retryMost)
+		return
+	}
+	s.saved, s.since = s.pending, time.Time{}
+	if s.settle > 0 {
+		s.settled(reached, now)
+	}
 }

@@ -131,3 +131,34 @@ func TestStatsEvents(t *testing.T) {
 		t.Errorf("%s%v", diff, k.all())
 	}
 }
+
+// Where the checkpoint cannot be written, findings are handed over nevertheless.
+func TestCheckpointFails(t *testing.T) {
+	s := session(1)
+	f, k := newFolder(t), newSink()
+	r := New(f.config(roster{}, k))
+	defer r.Close()
+	eventually(t, "a checkpoint", func() bool { return exists(f.path("eve.checkpoint")) })
+	if err := os.Mkdir(f.path("eve.checkpoint.new"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f.write(t, "eve.json", record(&s, "ssh", 1, false, "packet", "")+"\n")
+	eventually(t, "the failure shown", func() bool { return !r.Stats().FailingSince.IsZero() })
+	f.write(t, "eve.json", record(&s, "ssh", 2, false, "packet", "")+"\n")
+	eventually(t, "both taken", func() bool { return len(k.all()) == 2 })
+	if st := r.Stats(); st.FailingSince.IsZero() || !strings.Contains(st.LastError.Error(), "checkpoint") {
+		t.Errorf("stats %+v", st)
+	}
+	if err := os.Remove(f.path("eve.checkpoint.new")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it works again", func() bool { return r.Stats().FailingSince.IsZero() })
+	if c, _, err := loadCheckpoint(f.path("eve.checkpoint")); err != nil || c.Offset == 0 {
+		t.Errorf("checkpoint %+v, %v", c, err)
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

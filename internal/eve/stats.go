@@ -19,7 +19,7 @@ const otherKinds = "other"
 // Stats is the state of a reader, for status. Counters begin with the reader.
 type Stats struct {
 	Lines, Bytes uint64
-	Behind       int64             // bytes of the file that were not read yet
+	Behind       int64             // bytes of the file being read that are still to come
 	Findings     map[string]uint64 // handed over, by kind
 	Alerts       uint64            // of them alerts
 	LastEvent    time.Time         // time of the newest event that was read
@@ -164,8 +164,10 @@ func (r *Reader) broken(line []byte, err error, change func(s *Stats)) {
 }
 
 func (r *Reader) refused(err error) {
+	behind := r.follow.tail.lag()
 	r.count(func(s *Stats) {
 		s.Refused++
+		s.Behind = behind
 		if errors.Is(err, ErrBusy) || errors.Is(err, context.Canceled) {
 			return
 		}

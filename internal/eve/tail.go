@@ -286,6 +286,9 @@ func (t *tail) rest() ([]byte, int64) {
 
 // lag is how many bytes of the file are not given away yet.
 func (t *tail) lag() int64 {
+	if t == nil {
+		return 0
+	}
 	info, err := t.file.Stat()
 	if err != nil {
 		return 0
