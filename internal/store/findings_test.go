@@ -39,8 +39,8 @@ func alerting(f *deception.Finding, sid uint32, severity uint8) *deception.Findi
 	return &out
 }
 
-// at is the finding as it is read, where its session is on record.
-func at(f *deception.Finding, s *deception.Session) *deception.Finding {
+// placed is the finding as it is read, where its session is on record.
+func placed(f *deception.Finding, s *deception.Session) *deception.Finding {
 	out := *f
 	out.Of = deception.Place{Node: s.Node, Segment: s.Segment, Decoy: s.Decoy, Service: s.Service}
 	return &out
@@ -90,7 +90,7 @@ func testFindingsComeBackAsTheyWere(t *testing.T, place place) {
 	r.Finding(&deception.Finding{Kind: "http"}) // without an identifier: none
 	settled(t, r)
 	bare.Document = []byte{}
-	compareFindings(t, findings(t, openReader(t, place.path), FindingFilter{}), at(plain, s), at(alert, s), six, bare)
+	compareFindings(t, findings(t, openReader(t, place.path), FindingFilter{}), placed(plain, s), placed(alert, s), six, bare)
 	if got, want := place.tool(t, `SELECT "event.id", "event.kind", "event.action", "event.severity", "rule.id", "rule.name", "rule.version", "source.ip",
 		"source.port", "destination.ip", "destination.port", "network.transport", "network.protocol", "decoynet.session", "decoynet.node",
 		"decoynet.segment", "decoynet.decoy", "decoynet.service", "decoynet.inspect.node", "decoynet.partial" FROM alerts`),
@@ -126,7 +126,7 @@ func testFindingsMerge(t *testing.T, place place) {
 			f = alerting(f, uint32(i), uint8(2+i%3))
 		}
 		f.Scanner = s.Scanner
-		told, want = append(told, f), append(want, at(f, s))
+		told, want = append(told, f), append(want, placed(f, s))
 	}
 	told = append(told, told...)
 	rand.Shuffle(len(told), func(i, j int) { told[i], told[j] = told[j], told[i] })

@@ -352,10 +352,17 @@ func TestTheFirstDatabaseIsBroughtUpToDate(t *testing.T) {
 	r := open(t, RecorderConfig{Path: at.path})
 	r.Ended(known)
 	r.Probe(probe(base, 1, 1))
+	r.Finding(newTestFinding(old, 1))
 	settled(t, r)
 	reader := openReader(t, at.path)
-	compare(t, []*deception.Session{old, known}, all(t, reader, Filter{}))
+	sessions := all(t, reader, Filter{})
+	if a := sessions[0].Analysis; a == nil || a.Findings != 1 {
+		t.Errorf("of the old session: %+v", a)
+	}
+	sessions[0].Analysis = nil
+	compare(t, []*deception.Session{old, known}, sessions)
 	compareProbes(t, probes(t, reader, ProbeFilter{}), probe(base, 1, 1))
+	compareFindings(t, findings(t, reader, FindingFilter{}), placed(newTestFinding(old, 1), old))
 	if got := totals(t, reader); len(got) != 1 || got[0].Ended != 2 {
 		t.Errorf("totals %+v", got)
 	}

@@ -118,7 +118,7 @@ func (d *deletion) run() error {
 		"DELETE FROM probe WHERE id IN (SELECT id FROM probe WHERE id <= $1 AND last < $2 ORDER BY id LIMIT $3)",
 		"DELETE FROM finding WHERE id IN (SELECT id FROM finding WHERE id <= $1 AND time < $2 ORDER BY id LIMIT $3)",
 	} {
-		if _, err := d.slice(text); err != nil {
+		if err := d.slice(text, d.id); err != nil {
 			return err
 		}
 	}
@@ -144,30 +144,26 @@ func (d *deletion) oldest(query string) ([]deception.SessionID, error) {
 	return ids, err
 }
 
-// slice deletes what a statement chooses, and tells whether that was all.
-func (d *deletion) slice(text string) (all bool, err error) {
-	n, err := d.w.conn.exec(text, d.w.back.key(d.id), d.ended.UnixNano(), int64(deleteSlice))
-	if n == deleteSlice {
-		d.more = true
-	}
-	return n < deleteSlice, err
+// slice deletes what a statement chooses.
+func (d *deletion) slice(text string, id deception.SessionID) error {
+	n, err := d.w.conn.exec(text, d.w.back.key(id), d.ended.UnixNano(), int64(deleteSlice))
+	d.more = d.more || n == deleteSlice
+	return err
 }
 
-// sessions deletes those up to an identifier, once all of their findings are gone.
+// sessions deletes those up to an identifier: a slice of their findings, and the
+// sessions that have none left.
 func (d *deletion) sessions(last deception.SessionID) error {
-	whole := *d
-	whole.id = last
-	all, err := whole.slice(`DELETE FROM finding WHERE id IN (SELECT f.id FROM session AS s JOIN finding AS f ON f.session = s.id
-		WHERE s.id <= $1 AND s.finish < $2 LIMIT $3)`)
-	d.more = d.more || whole.more
-	if err != nil || !all {
+	if err := d.slice(`DELETE FROM finding WHERE id IN (SELECT f.id FROM session AS s JOIN finding AS f ON f.session = s.id
+		WHERE s.id <= $1 AND s.finish < $2 ORDER BY s.id LIMIT $3)`, last); err != nil {
 		return err
 	}
 	key, ended := d.w.back.key(last), d.ended.UnixNano()
-	if _, err := d.w.conn.exec("DELETE FROM analysis WHERE session IN (SELECT id FROM session WHERE id <= $1 AND finish < $2)", key, ended); err != nil {
+	const gone = "id <= $1 AND finish < $2 AND NOT EXISTS (SELECT 1 FROM finding AS f WHERE f.session = session.id)"
+	if _, err := d.w.conn.exec("DELETE FROM analysis WHERE session IN (SELECT id FROM session WHERE "+gone+")", key, ended); err != nil {
 		return err
 	}
-	_, err = d.w.conn.exec("DELETE FROM session WHERE id <= $1 AND finish < $2", key, ended)
+	_, err := d.w.conn.exec("DELETE FROM session WHERE "+gone, key, ended)
 	return err
 }
 
