@@ -229,16 +229,16 @@ func TestFeedsByDefault(t *testing.T) {
 			continue
 		}
 		got := doc.State.Inspect
-		if got.Suricata != want.mode || got.FIFO != want.fifo || got.Tap != want.tap || !got.SystemRules && !strings.Contains(text, "false") {
+		if got.Suricata != want.mode || got.FIFO != want.fifo || got.Tap != want.tap || got.Depth != DefaultDepth || !got.SystemRules && !strings.Contains(text, "false") {
 			t.Errorf("%s: %+v, want %+v", text, got, want)
 		}
 		if got.PCAP != (deception.PCAPLimits{MaxBytes: DefaultPCAPSize, MaxAge: DefaultPCAPAge, SessionBytes: DefaultPCAPSession}) {
 			t.Errorf("%s: packets kept within %+v", text, got.PCAP)
 		}
 	}
-	doc, err := Parse("test", []byte("inspect: {pcap: {size: off}}"))
-	if err != nil || doc.State.Inspect.PCAP.MaxBytes != 0 {
-		t.Errorf("size off: %v, %+v", err, doc)
+	doc, err := Parse("test", []byte("inspect: {depth: off, pcap: {size: off}}"))
+	if err != nil || doc.State.Inspect.PCAP.MaxBytes != 0 || doc.State.Inspect.Depth != 0 {
+		t.Errorf("sizes off: %v, %+v", err, doc)
 	}
 	if doc, err := Parse("test", []byte("node: hq")); err != nil || doc.State.Inspect != nil {
 		t.Errorf("without inspect: %v, %+v", err, doc)

@@ -15,6 +15,7 @@ import (
 // Defaults of the mapping inspect.
 const (
 	DefaultTap         = "vtap0"
+	DefaultDepth       = 16_000_000    // bytes; Suricata's own default is 1 MiB
 	DefaultPCAPSize    = 1_000_000_000 // bytes
 	DefaultPCAPAge     = 7 * 24 * time.Hour
 	DefaultPCAPSession = 16_000_000 // bytes
@@ -26,8 +27,8 @@ const (
 	feedTap  = "tap"
 )
 
-// suricataOff is how the document writes deception.SuricataOff.
-const suricataOff = "off"
+// off is how the document writes that there is none of something.
+const off = "off"
 
 // inspectDraft is how intruders' flows are analysed.
 type inspectDraft struct {
@@ -58,7 +59,7 @@ func readInspect(o *object) *inspectDraft {
 	}
 	i.hasFeeds = o.has("feeds")
 	if o.has("suricata") {
-		i.suricata = o.oneOf("suricata", string(deception.SuricataManaged), string(deception.SuricataExternal), suricataOff)
+		i.suricata = o.oneOf("suricata", string(deception.SuricataManaged), string(deception.SuricataExternal), off)
 	}
 	if o.has("eve") {
 		i.eve = readOne(o, "eve", absolute("eve", "/var/log/suricata/eve.json"))
@@ -68,7 +69,7 @@ func readInspect(o *object) *inspectDraft {
 		i.tap = readOne(o, "tap", parseInterface)
 	}
 	if o.has("depth") {
-		i.depth = readOne(o, "depth", sizeIn("depth", 64_000, math.MaxInt64, "16MB"))
+		i.depth = readOne(o, "depth", orOff(sizeIn("depth", 64_000, math.MaxInt64, "16MB")))
 	}
 	i.rules, _ = readList(o, "rules", absolute("rules", "/etc/decoynet/rules"))
 	if n := o.get("system-rules"); n != nil {
@@ -92,12 +93,7 @@ func (i *inspectDraft) readPCAP(o *object) {
 		return
 	}
 	if o.has("size") {
-		i.size = readOne(o, "size", func(s string) (uint64, error) {
-			if s == "0" || s == suricataOff {
-				return 0, nil
-			}
-			return sizeIn("size", 1_000_000, math.MaxInt64, "1GB")(s)
-		})
+		i.size = readOne(o, "size", orOff(sizeIn("size", 1_000_000, math.MaxInt64, "1GB")))
 	}
 	if o.has("age") {
 		i.age = readOne(o, "age", durationIn("age", time.Minute, 3650*24*time.Hour, "7d"))
@@ -146,6 +142,20 @@ func sizeIn(what string, low, high uint64, example string) func(string) (uint64,
 	}
 }
 
+// orOff has a reader of sizes take off for 0.
+func orOff(read func(string) (uint64, error)) func(string) (uint64, error) {
+	return func(s string) (uint64, error) {
+		if s == off {
+			return 0, nil
+		}
+		n, err := read(s)
+		if err != nil {
+			err = fmt.Errorf("%w, or %s", err, off)
+		}
+		return n, err
+	}
+}
+
 // checkInspect sees to it that what analyses is fed, and that what is named is
 // there.
 func (c *checker) checkInspect() {
@@ -186,7 +196,7 @@ func (i *inspectDraft) mode() deception.SuricataMode {
 	switch {
 	case !i.suricata.ok:
 		return deception.SuricataManaged
-	case i.suricata.v == suricataOff:
+	case i.suricata.v == off:
 		return deception.SuricataOff
 	}
 	return deception.SuricataMode(i.suricata.v)
@@ -199,7 +209,7 @@ func (i *inspectDraft) named(feed string) bool {
 
 func (i *inspectDraft) resolve() *deception.Inspect {
 	out := &deception.Inspect{
-		Suricata: i.mode(), EVE: i.eve.v, Tap: i.tap.v, Depth: i.depth.v, SystemRules: i.systemRules.v != "false",
+		Suricata: i.mode(), EVE: i.eve.v, Tap: i.tap.v, Depth: DefaultDepth, SystemRules: i.systemRules.v != "false",
 		PCAP: deception.PCAPLimits{MaxBytes: DefaultPCAPSize, MaxAge: DefaultPCAPAge, SessionBytes: DefaultPCAPSession},
 	}
 	tap := i.named(feedTap)
@@ -223,6 +233,9 @@ func (i *inspectDraft) resolve() *deception.Inspect {
 			one.Ports = values(c.ports)
 		}
 		out.Capture = append(out.Capture, one)
+	}
+	if i.depth.ok {
+		out.Depth = i.depth.v
 	}
 	if i.size.ok {
 		out.PCAP.MaxBytes = i.size.v

@@ -25,13 +25,16 @@ type Feed struct {
 	Depth    uint64 // bytes of each direction of a flow that are fed; 0: no limit
 }
 
+// usualDepth is the document's default for inspect.depth.
+const usualDepth = 16_000_000
+
 // Feeds lists what is compared. The first feeds nobody.
 var Feeds = []Feed{
 	{Name: "off"},
-	{Name: "on", Suricata: true},
-	{Name: "depth", Suricata: true, Depth: 1 << 20},
-	{Name: "rules", Suricata: true, Rules: true},
-	{Name: "stopped", Suricata: true, Stopped: true},
+	{Name: "on", Suricata: true, Depth: usualDepth},
+	{Name: "whole", Suricata: true},
+	{Name: "rules", Suricata: true, Rules: true, Depth: usualDepth},
+	{Name: "stopped", Suricata: true, Stopped: true, Depth: usualDepth},
 }
 
 // FedSpec is what the role "fed" is started with, as JSON: the gateway's relay and
