@@ -58,7 +58,7 @@ func (f *flow) dataStart() uint32 { return f.base[Client] + f.size }
 // moveClient takes the header out of a client's segment and moves its number. It
 // returns false where nothing is left to show.
 func (s *Stripper) moveClient(f *flow, out *Segment) bool {
-	out.Options = cleaned(out.Options)
+	out.Options = s.cleaned(out.Options)
 	first := out.Seq
 	if out.Has(FlagSYN) {
 		first++
@@ -103,7 +103,7 @@ func (s *Stripper) answers(f *flow) bool {
 // moveServer moves what a server's segment says of the client's numbers. It
 // returns false where it only acknowledges a part of the header.
 func (s *Stripper) moveServer(f *flow, out *Segment) bool {
-	out.Options = cleaned(out.Options)
+	out.Options = s.cleaned(out.Options)
 	f.moveSACK(out.Options)
 	if !out.Has(FlagACK) {
 		return true
@@ -127,12 +127,9 @@ const (
 
 // cleaned returns a copy of TCP options without those that no longer hold for other
 // addresses and numbers (signatures, subflows), each replaced by NOPs, so that
-// everything else stays where it was.
-func cleaned(options []byte) []byte {
-	if len(options) == 0 {
-		return nil
-	}
-	out := append([]byte(nil), options...)
+// everything else stays where it was. It is valid until the next packet.
+func (s *Stripper) cleaned(options []byte) []byte {
+	out := s.options[:copy(s.options[:], options)]
 	for at := 0; at < len(out); {
 		kind := out[at]
 		if kind == optionEnd {

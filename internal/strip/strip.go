@@ -127,6 +127,8 @@ type Stripper struct {
 	late  map[*flow]struct{} // flows behind their header of which packets wait
 	seg   Segment            // scratch
 	out   builder
+	// options is scratch, too: as long as TCP's can be (RFC 9293, section 3.1).
+	options [40]byte
 }
 
 // New returns a Stripper that knows of no flow.
