@@ -27,7 +27,7 @@ type result struct {
 // compare has Suricata read every capture and what the feeds showed of it.
 func (s *session) compare(ctx context.Context) ([]result, error) {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(2, runtime.NumCPU()))
+	group.SetLimit(2 * runtime.NumCPU()) // Suricata sleeps half the time that it takes to start
 	var (
 		mu      sync.Mutex // guards results and s.failures
 		results []result

@@ -90,7 +90,7 @@ func recordWire(ctx context.Context, w *replay.World, dir string) (func(context.
 // recordFIFO reads the stream that Suricata would.
 func recordFIFO(_ context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
 	file := filepath.Join(dir, "fifo.pcap")
-	p, err := w.Gateway.Start("dd", "if="+filepath.Join(w.Data, "inspect", "feed.pcap"), "of="+file, "bs=1M")
+	p, err := w.Gateway.Start("dd", "if="+filepath.Join(w.Data, "inspect", "feed.fifo"), "of="+file, "bs=1M")
 	if err != nil {
 		return nil, fmt.Errorf("read the FIFO: %w", err)
 	}

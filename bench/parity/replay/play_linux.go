@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -34,6 +35,12 @@ type flow struct {
 	ended [2]bool // nothing more comes from the side
 }
 
+// grace is how much later than at the relay a packet may be seen at a tap.
+const grace = 100 * time.Millisecond
+
+// open tells whether the flow stands.
+func (f *flow) open() bool { return f != nil && (!f.ended[0] || !f.ended[1]) }
+
 // Play plays a capture, step by step in its order: each only when what was sent
 // before has arrived at the other end, so that a relay reads every piece by itself.
 func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
@@ -49,11 +56,14 @@ func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
 			break
 		}
 	}
+	if slices.ContainsFunc(flows, (*flow).open) {
+		time.Sleep(grace)
+	}
 	for i, f := range flows {
 		if f == nil {
 			continue
 		}
-		if !f.ended[0] || !f.ended[1] {
+		if f.open() {
 			p.Until[i] = time.Now()
 		}
 		for side := range f.sides {

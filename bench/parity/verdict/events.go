@@ -65,6 +65,10 @@ func (e *Events) add(doc map[string]any, known map[Flow]bool) {
 	switch kind := text(doc, "event_type"); kind {
 	case "alert":
 		alert, _ := doc["alert"].(map[string]any)
+		if ofTransport(alert) {
+			e.Excluded++
+			return
+		}
 		e.Alerts[fmt.Sprintf("%v:%v:%v %s | %s | %s", alert["gid"], alert["signature_id"], alert["rev"], text(alert, "signature"), direction, from)]++
 	case "flow":
 		if app := text(doc, "app_proto"); app != "" {
@@ -77,6 +81,15 @@ func (e *Events) add(doc map[string]any, known map[Flow]bool) {
 			e.Files[fmt.Sprintf("%s %s | %s", text(info, "sha256"), text(info, "filename"), from)]++
 		}
 	}
+}
+
+// ofTransport tells whether an alert is of Suricata's own rules on packets and TCP
+// streams (decoder-events.rules, stream-events.rules): about overlaps, injected
+// resets, bad options. A relay takes these away, and no feed of it can have them.
+func ofTransport(alert map[string]any) bool {
+	n, _ := alert["signature_id"].(json.Number)
+	sid, _ := n.Int64()
+	return sid >= 2200000 && sid < 2201000 || sid >= 2210000 && sid < 2211000
 }
 
 // flowOf returns the flow as it was opened, and which way the event points.
