@@ -140,6 +140,10 @@ func parsePacket(f []string) (p packet, err error) {
 	return p, errors.Join(errs[:]...)
 }
 
+// How resets are shown: the one that was seen first, and another of the other side,
+// without which a sensor does not take the flow for ended.
+var byIntruder, byDecoy = []string{"< RA", "> RA"}, []string{"> RA", "< RA"}
+
 // conversation is what one flow looks like in the feed.
 type conversation struct {
 	turns []string // "< text" of the intruder, "> text" of the service, joined where nothing came between
@@ -252,7 +256,7 @@ func TestFeedOfAHop(t *testing.T) {
 		if err := errors.Join(c.Conn.(*net.TCPConn).SetLinger(0), c.Close()); err != nil {
 			t.Fatal(err)
 		}
-		flows = append(flows, said{c.local, []string{"> " + peerLine(c.local), "< ask", "> ask"}, []string{"< RA"}})
+		flows = append(flows, said{c.local, []string{"> " + peerLine(c.local), "< ask", "> ask"}, byIntruder})
 	}
 	large := randomBytes(6 << 20)
 	c := w.dial(w.client, "tcp", at1007)
@@ -316,9 +320,9 @@ func TestFeedOfATunnel(t *testing.T) {
 	all := h.process.stopAndRead(r)
 	echo := []string{"< hello\n", "> hello\n"}
 	conversationOf(all, tcp.Source).want(t, "closed", tcp.Session, append([]string{"> " + peerLine(tcp.Source)}, echo...), "< FA", "> FA")
-	conversationOf(all, reset.Source).want(t, "reset", reset.Session, append([]string{"> " + peerLine(reset.Source)}, echo...), "< RA")
-	conversationOf(all, refused.Source).want(t, "refused", refused.Session, nil, "> RA")
-	conversationOf(all, homeless.Source).want(t, "homeless", homeless.Session, nil, "> RA")
+	conversationOf(all, reset.Source).want(t, "reset", reset.Session, append([]string{"> " + peerLine(reset.Source)}, echo...), byIntruder...)
+	conversationOf(all, refused.Source).want(t, "refused", refused.Session, nil, byDecoy...)
+	conversationOf(all, homeless.Source).want(t, "homeless", homeless.Session, nil, byDecoy...)
 	conversationOf(all, udp.Source).wantTurns(t, "< ask", "> "+peerLine(udp.Source)+"ask")
 }
 
