@@ -27,7 +27,6 @@ import (
 	"decoynet/internal/feed"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/vtap"
-	"decoynet/internal/relay"
 	"decoynet/internal/suricata"
 )
 
@@ -92,13 +91,8 @@ func New(cfg Config) *Inspector {
 	return &Inspector{cfg: cfg, feed: f, mirror: capture.NewMirror(capture.MirrorConfig{Node: cfg.Node, Feed: f, Log: cfg.Log})}
 }
 
-// Begin shows a flow to the outputs; it is the gateway's feed.
-func (i *Inspector) Begin(s *deception.Session, lane int) relay.Watcher {
-	if w := i.feed.Begin(s, lane); w != nil {
-		return w
-	}
-	return nil
-}
+// Feed is where flows are shown to the outputs.
+func (i *Inspector) Feed() *feed.Feed { return i.feed }
 
 // Apply brings analysis to what the state wants of it. A part that cannot be
 // had is named in the error and tried again at the next call; the others work.

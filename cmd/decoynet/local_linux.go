@@ -75,7 +75,7 @@ func (l *localRoles) make() (k *kernelRoles, err error) {
 	})
 	k.checker = health.New(health.Config{Changed: n.noteHealth, Mark: firewall.MarkSelf})
 	k.links = gateway.NewLinks(gateway.LinksConfig{Changed: n.noteHealth, Log: n.cfg.log})
-	k.gateway = gateway.New(gateway.Config{Node: n.cfg.name, Recorder: n.cfg.recorder, Suspect: k.checker.Suspect, Links: k.links, Feed: k.inspect})
+	k.gateway = gateway.New(gateway.Config{Node: n.cfg.name, Recorder: n.cfg.recorder, Suspect: k.checker.Suspect, Links: k.links, Feed: gateway.FeedTo(k.inspect.Feed())})
 	k.forward = agent.NewForwarder(n.cfg.name, n.courier)
 	if k.engine, err = relay.New(&handlers{node: n, gateway: k.gateway, forward: k.forward}, relay.Config{Loops: runtime.NumCPU()}); err != nil {
 		return k, err
