@@ -66,6 +66,10 @@ func TestBadLines(t *testing.T) {
 			for _, x := range k.all() {
 				kinds = append(kinds, x.Kind)
 				decode(t, x.Document)
+				strange := test.want.Mismatched+test.want.Unknown+test.want.Addressless > 0 && len(kinds) == 1 && test.also != ""
+				if joined := !x.Session.IsZero(); joined == strange {
+					t.Errorf("%s joined: %v", x.Kind, joined)
+				}
 				if x.Kind == "alert" && (x.Alert == nil || x.Alert.Severity == 0) {
 					t.Errorf("alert %+v", x.Alert)
 				}

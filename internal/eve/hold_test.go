@@ -111,6 +111,26 @@ func TestRestartKnowsFlows(t *testing.T) {
 	}
 }
 
+// An event that waits is read again by the next reader, however much was read since.
+func TestRestartWhileWaiting(t *testing.T) {
+	sessions := roster{}
+	s := sessions.add(session(1))
+	f, k, now := newFolder(t), newSink(), time.Now()
+	f.write(t, "eve.json", record(&s, "alert", 7, false, "none", alertMember)+"\n")
+	f.write(t, "eve.json", strings.Repeat(record(&s, "ssh", 8, false, "packet", page)+"\n", relearnBytes/1000))
+	r := start(t, f.config(sessions, k))
+	drive(t, r, now)
+	r.follow.close()
+	f.write(t, "eve.json", record(&s, "flow", 7, false, "flow", "")+"\n")
+	drive(t, start(t, f.config(sessions, k)), now)
+	for _, x := range k.all() {
+		if x.Kind == "alert" && x.Session == s.ID {
+			return
+		}
+	}
+	t.Error("the alert is not joined")
+}
+
 // Memory for events that wait is bounded. An alert for which there is no room is
 // handed over as it is.
 func TestHeldAreBounded(t *testing.T) {
