@@ -16,7 +16,7 @@ type member struct{ name, value []byte }
 
 // members appends the members of the object that b is. All of b is looked at, also
 // what is nested, so that whatever is cut out of it is JSON again. encoding/json
-// takes nine times as long, and nearly all of it for what is only carried on.
+// takes three times as long.
 func members(into []member, b []byte) ([]member, error) {
 	i := space(b, 0)
 	if i == len(b) || b[i] != '{' {
