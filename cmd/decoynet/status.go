@@ -267,6 +267,9 @@ func printStatus(w io.Writer, body []byte) error {
 		fmt.Fprintln(w)
 	}
 	fmt.Fprintf(w, "sessions written %d, waiting %d, LOST %d\n", r.Written, r.Queued, r.Lost)
+	if r.Findings+r.LostFindings > 0 {
+		fmt.Fprintf(w, "findings written %d, LOST %d\n", r.Findings, r.LostFindings)
+	}
 	if r.FailingSince != nil {
 		fmt.Fprintf(w, "recording fails since %s: %s\n", r.FailingSince.Format(time.RFC3339), r.LastError)
 	}

@@ -155,7 +155,7 @@ func (d *deletion) slice(text string, id deception.SessionID) error {
 // sessions that have none left.
 func (d *deletion) sessions(last deception.SessionID) error {
 	if err := d.slice(`DELETE FROM finding WHERE id IN (SELECT f.id FROM session AS s JOIN finding AS f ON f.session = s.id
-		WHERE s.id <= $1 AND s.finish < $2 ORDER BY s.id LIMIT $3)`, last); err != nil {
+		WHERE f.session <= $1 AND s.finish < $2 ORDER BY f.session LIMIT $3)`, last); err != nil {
 		return err
 	}
 	key, ended := d.w.back.key(last), d.ended.UnixNano()
