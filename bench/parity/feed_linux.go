@@ -161,6 +161,9 @@ func (s *session) record(ctx context.Context) (err error) {
 	windows, flows := s.play(ctx, w)
 	fmt.Fprintf(s.w, "played %d captures (%d flows) in %.1f s; %d could not be played\n",
 		len(windows), flows, time.Since(began).Seconds(), len(s.failures))
+	if status, err := w.Status(ctx); err == nil {
+		s.inspected = status["inspect"]
+	}
 	if err := w.Stop(ctx); err != nil {
 		return err
 	}
@@ -182,9 +185,12 @@ func (s *session) record(ctx context.Context) (err error) {
 // play plays one capture after the other.
 func (s *session) play(ctx context.Context, w *replay.World) (played []replay.Played, flows int) {
 	next := time.Now()
-	for _, c := range s.played {
+	for i, c := range s.played {
 		if ctx.Err() != nil {
 			return played, flows
+		}
+		if i > 0 && c.Shares(s.played[i-1]) {
+			next = next.Add(replay.Grace)
 		}
 		time.Sleep(time.Until(next))
 		p, err := w.Play(ctx, c)

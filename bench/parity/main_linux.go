@@ -109,6 +109,8 @@ type session struct {
 	suricata *verdict.Suricata
 	played   []*script.Capture // one of each hash
 	failures map[string]error  // captures that could not be played
+	// inspected is what decoynet said of its feed when all was played.
+	inspected any
 }
 
 func newSession(o options, captures []*script.Capture, feeds []feed, w io.Writer) (*session, error) {

@@ -78,7 +78,7 @@ func (s *session) report(results []result) error {
 func (s *session) document(results []result, reviewed verdict.Explained) *document {
 	d := &document{
 		Name:        "parity",
-		Setting:     map[string]any{"captures": len(s.captures), "played": len(s.played), "flows_per_second": s.pace},
+		Setting:     map[string]any{"captures": len(s.captures), "played": len(s.played), "flows_per_second": s.pace, "inspect": s.inspected},
 		NotPlayed:   map[string]string{},
 		NotPlayable: map[string]int{},
 	}
@@ -156,13 +156,13 @@ func (s *session) table(d *document) {
 func (s *session) details(d *document, results []result) {
 	for _, f := range d.Feeds {
 		for _, m := range f.Misses {
-			fmt.Fprintf(s.w, "MISS %s %s %s: %s (%s)\n", f.Name, m.Kind, m.Capture, m.What, m.Why)
+			fmt.Fprintf(s.w, "MISS %s %s %s: %q (%s)\n", f.Name, m.Kind, m.Capture, m.What, m.Why)
 		}
 	}
 	for _, r := range results {
 		for _, k := range kinds {
 			for _, m := range r.more[k.name] {
-				fmt.Fprintf(s.w, "MORE %s %s %s: %s\n", r.feed, k.name, r.capture, m)
+				fmt.Fprintf(s.w, "MORE %s %s %s: %q\n", r.feed, k.name, r.capture, m)
 			}
 		}
 	}
@@ -189,7 +189,7 @@ func unexplained(d *document) error {
 	for _, f := range d.Feeds {
 		for _, m := range f.Misses {
 			if m.Why == "" {
-				errs = append(errs, fmt.Errorf("feed %s misses, and nobody has explained: %s of %s: %.200s", f.Name, m.Kind, m.Capture, m.What))
+				errs = append(errs, fmt.Errorf("feed %s misses, and nobody has explained: %s of %s: %.200q", f.Name, m.Kind, m.Capture, m.What))
 			}
 		}
 	}

@@ -35,8 +35,8 @@ type flow struct {
 	ended [2]bool // nothing more comes from the side
 }
 
-// grace is how much later than at the relay a packet may be seen at a tap.
-const grace = 100 * time.Millisecond
+// Grace is how much later than at the relay a packet may be seen at a tap.
+const Grace = 100 * time.Millisecond
 
 // open tells whether the flow stands.
 func (f *flow) open() bool { return f != nil && (!f.ended[0] || !f.ended[1]) }
@@ -57,7 +57,7 @@ func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
 		}
 	}
 	if slices.ContainsFunc(flows, (*flow).open) {
-		time.Sleep(grace)
+		time.Sleep(Grace)
 	}
 	for i, f := range flows {
 		if f == nil {
