@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -118,11 +119,12 @@ type watch struct {
 }
 
 // stuck tells whether the process has read nothing for so long although bytes wait
-// in the FIFO. Heartbeats are there every 250 ms, so that a silent network is no
-// sign.
+// in the FIFO, or although another FIFO has taken its place. Heartbeats are there
+// every 250 ms, so that a silent network is no sign.
 func (w *watch) stuck(pid int, fifo string, after time.Duration) bool {
 	read := bytesRead(pid)
-	if read != w.read || waiting(pid, fifo) == 0 {
+	n, replaced := waiting(pid, fifo)
+	if read != w.read || n == 0 && !replaced {
 		w.read, w.since = read, time.Time{}
 		return false
 	}
@@ -150,36 +152,41 @@ func (w *watch) exchanged(b *Binary) bool {
 	return settled
 }
 
-// waiting is how many bytes are in the FIFO that a process has open. It is looked at
-// by way of the process: as long as that lives, one reader more is nothing that the
-// writer could notice.
-func waiting(pid int, fifo string) int {
+// waiting is how many bytes are in the FIFO that a process has open, and whether
+// another one stands in the FIFO's place by now. It is looked at by way of the
+// process: as long as that lives, one reader more is nothing that the writer could
+// notice.
+func waiting(pid int, fifo string) (n int, replaced bool) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return 0
-	}
-	want, err := os.Stat(fifo)
-	if err != nil {
-		return 0
+		return 0, false
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if info, err := os.Stat(path); err != nil || !os.SameFile(info, want) {
+		if to, err := os.Readlink(path); err != nil || filepath.Base(strings.TrimSuffix(to, " (deleted)")) != filepath.Base(fifo) {
 			continue
+		}
+		have, errHave := os.Stat(path)
+		want, errWant := os.Stat(fifo)
+		if errHave != nil || have.Mode()&fs.ModeNamedPipe == 0 {
+			continue
+		}
+		if errWant != nil || !os.SameFile(have, want) {
+			return 0, true
 		}
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return 0
+			return 0, false
 		}
 		n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 		unix.Close(fd)
 		if err != nil {
-			return 0
+			return 0, false
 		}
-		return n
+		return n, false
 	}
-	return 0
+	return 0, false
 }
 
 // bytesRead is how much a process has read from anything.

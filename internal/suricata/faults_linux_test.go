@@ -68,6 +68,19 @@ func TestClosedFeedIsOpenedAgain(t *testing.T) {
 	s.has(t, s.visit("again", 4000, say{true, "needle"}), 1000001)
 }
 
+// A FIFO that somebody puts in the place of ours leaves Suricata without a feed.
+func TestReplacedFIFOIsNoticed(t *testing.T) {
+	s := begin(t, Config{HungAfter: time.Second}, ruleFile(t, needle))
+	s.running(t)
+	if err := errors.Join(os.Remove(s.FIFO()), syscall.Mkfifo(s.FIFO(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.feed.pause(true) // what has the old one open says nothing any more, and does not close it
+	s.feed = feed(t, s.FIFO())
+	until(t, 30*time.Second, "it reads the new one", func() bool { st := s.Status(); return st.Starts > 1 && st.State == Running })
+	s.has(t, s.visit("new", 4000, say{true, "needle"}), 1000001)
+}
+
 // What Suricata says of its configuration is what a person reads.
 func TestRefusedConfiguration(t *testing.T) {
 	real, err := exec.LookPath("suricata")

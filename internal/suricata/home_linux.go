@@ -104,27 +104,30 @@ func (h *home) replace(name string, text []byte) error {
 
 // freshFIFO puts a new FIFO in the place of the one that there is. The bytes that
 // a killed Suricata left in the old one begin in the middle of a frame; its writer
-// finds it broken and opens the new one.
+// finds it broken and opens the new one. At no moment there is none: the writer
+// would make one that Suricata may not open.
 func (h *home) freshFIFO(path string) error {
 	info, err := os.Lstat(path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("make the feed's FIFO: %w", err)
-	case info.Mode()&fs.ModeNamedPipe == 0:
+	case err == nil && info.Mode()&fs.ModeNamedPipe == 0:
 		return fmt.Errorf("make the feed's FIFO: %s is there and is none; remove it", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("make the feed's FIFO: %w", err)
-		}
 	}
-	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make the feed's FIFO %s: %w", path, err)
+	fresh := path + ".next"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make the feed's FIFO: %w", err)
+	}
+	if err := unix.Mkfifo(fresh, 0o600); err != nil {
+		return fmt.Errorf("make the feed's FIFO %s: %w", fresh, err)
 	}
 	if h.user != nil {
-		if err := os.Lchown(path, nobody, nobody); err != nil {
+		if err := os.Lchown(fresh, nobody, nobody); err != nil {
 			return fmt.Errorf("give suricata the feed's FIFO: %w", err)
 		}
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return fmt.Errorf("make the feed's FIFO: %w", err)
 	}
 	return nil
 }

@@ -171,6 +171,9 @@ func TestIdleCost(t *testing.T) {
 	const watched = 5 * time.Second
 	time.Sleep(watched)
 	spent := time.Duration(ticks(pid)-before) * 10 * time.Millisecond // USER_HZ is 100 on every Linux
+	if all := events(t, s.EVE()); len(all) > 0 {
+		t.Errorf("%d events of heartbeats, the first is %+v", len(all), all[0])
+	}
 	resident := residentBytes(pid)
 	t.Logf("%d MB resident, %.2f %% of a processor", resident>>20, 100*float64(spent)/float64(watched))
 	if resident >= 60<<20 {

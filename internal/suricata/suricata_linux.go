@@ -236,6 +236,7 @@ func (s *Suricata) once(want *deception.Inspect) error {
 	s.process, s.binary = p, b
 	s.status.PID, s.status.Path, s.status.Version = p.pid, b.Path, b.Version
 	s.status.Starts++
+	s.status.Counters = Counters{}
 	s.mu.Unlock()
 	s.cfg.Log.Info("suricata started", "pid", p.pid, "version", b.Version, "rules", s.Status().Rules.Rules)
 	err = s.attend(p, &b)
