@@ -79,7 +79,7 @@ http {
     location /hello { return 200 "hello $proxy_protocol_addr $proxy_protocol_port\n"; } }
 }
 `, dir, back4, back6)
-	big := make([]byte, 4<<20)
+	big := make([]byte, 2<<20)
 	for i := range big {
 		big[i] = byte(i ^ i>>7 ^ i>>15)
 	}
@@ -175,7 +175,7 @@ func TestHAProxy(t *testing.T) {
 			o := newOffice(t, offload)
 			r := capturetest.NewRecordings()
 			c := New(Config{
-				NS: o.ns, Node: "hq", Interface: "br0", Ports: []deception.PortRange{deception.Port(deception.TCP, 80)}, Feed: r, Recorder: r,
+				NS: o.ns, Node: "hq", Interface: "br0", RingBytes: 64 << 20, Ports: []deception.PortRange{deception.Port(deception.TCP, 80)}, Feed: r, Recorder: r,
 				Service: func(_ deception.Transport, at netip.AddrPort) string {
 					if at.Addr() == netip.MustParseAddr(back4) && at.Port() == 80 {
 						return "web"
@@ -196,7 +196,7 @@ func TestHAProxy(t *testing.T) {
 					if out := o.curl(t, at+"/hello"); !strings.Contains(out, "hello "+intruderOf(front)) {
 						t.Fatalf("the server sees %q", out)
 					}
-					o.curl(t, "-A", "evil/1.0", "--limit-rate", "40M", at+"/robots.txt", at+"/big", "-o", "/dev/null", "-o", "/dev/null")
+					o.curl(t, "-A", "evil/1.0", "--limit-rate", "10M", at+"/robots.txt", at+"/big", "-o", "/dev/null", "-o", "/dev/null")
 					o.curl(t, "-d", strings.Repeat("x", 20_000), at+"/hello")
 					flows += 3
 				}
