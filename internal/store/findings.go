@@ -121,6 +121,12 @@ func (l *load) cutFindings(most int) (out []*finding, bytes int) {
 	return out, bytes
 }
 
+// A finding is told a second time where its session was not known the first time.
+const (
+	ifSessionIsNews    = "ON CONFLICT (id) DO UPDATE SET session = excluded.session, partial = excluded.partial, scanner = excluded.scanner,"
+	whereSessionIsNews = "WHERE finding.session IS NULL AND excluded.session IS NOT NULL"
+)
+
 // findings writes those that are not there yet, and what they say of their
 // sessions.
 func (w *writer) findings(all []*finding) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +112,41 @@ func testFindingsComeBackAsTheyWere(t *testing.T, place place) {
 }
 
 // Twice the same is once, whoever tells it and in whatever order; so are the sums.
+// A finding whose session was not known at first gets it, whichever comes first, and
+// counts once.
+func TestFindingsGetTheirSession(t *testing.T) { eachBackend(t, testFindingsGetTheirSession) }
+
+func testFindingsGetTheirSession(t *testing.T, place place) {
+	r := open(t, RecorderConfig{Path: place.path})
+	s := session(base, 1)
+	commit(t, r, Batch{Sessions: []deception.Session{*s}})
+	var want []*deception.Finding
+	for i := range 6 {
+		known := alerting(newTestFinding(s, i), uint32(i), 2)
+		orphan := *known
+		orphan.Session = deception.SessionID{}
+		orphan.Source, orphan.Destination = known.Destination, known.Source
+		told := []deception.Finding{orphan, *known}
+		if i%2 == 1 {
+			slices.Reverse(told)
+		}
+		if i < 4 {
+			commit(t, r, Batch{Findings: told}) // both at once
+		} else {
+			commit(t, r, Batch{Findings: told[:1]})
+			commit(t, r, Batch{Findings: told[1:]})
+		}
+		commit(t, r, Batch{Findings: told})
+		want = append(want, placed(known, s))
+	}
+	settled(t, r)
+	reader := openReader(t, place.path)
+	compareFindings(t, findings(t, reader, FindingFilter{}), want...)
+	if a := all(t, reader, Filter{})[0].Analysis; a == nil || a.Findings != 6 || a.Alerts != 6 {
+		t.Errorf("of the session: %+v", a)
+	}
+}
+
 func TestFindingsMerge(t *testing.T) { eachBackend(t, testFindingsMerge) }
 
 func testFindingsMerge(t *testing.T, place place) {

@@ -15,7 +15,9 @@ const insertFindings = `INSERT INTO finding (id, session, time, node, kind, appl
 	SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::smallint[],
 		$8::inet[], $9::integer[], $10::inet[], $11::integer[], $12::bigint[], $13::smallint[], $14::bigint[],
 		$15::smallint[], $16::text[], $17::bytea[])
-	ON CONFLICT (id) DO NOTHING RETURNING id`
+	` + ifSessionIsNews + ` source = excluded.source, source_port = excluded.source_port,
+		destination = excluded.destination, destination_port = excluded.destination_port
+	` + whereSessionIsNews + ` RETURNING id`
 
 func (c *postgresConn) insertFindings(all []*finding, rules []int64) (fresh []*finding, err error) {
 	byID := make(map[deception.SessionID]*finding, len(all))
@@ -28,9 +30,14 @@ func (c *postgresConn) insertFindings(all []*finding, rules []int64) (fresh []*f
 		sourcePort, destinationPort      []pgtype.Int4
 		document                         [][]byte
 	}
-	for i, f := range all {
-		if byID[f.ID] == nil { // of two with one identifier the first is written
+	for _, f := range all {
+		if before := byID[f.ID]; before == nil || before.Session.IsZero() {
 			byID[f.ID] = f
+		}
+	}
+	for i, f := range all {
+		if byID[f.ID] != f { // one statement may write to a row once
+			continue
 		}
 		t.id = append(t.id, pgtype.UUID{Bytes: f.ID, Valid: true})
 		t.session = append(t.session, pgtype.UUID{Bytes: f.Session, Valid: !f.Session.IsZero()})

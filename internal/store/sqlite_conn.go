@@ -237,7 +237,8 @@ func (c *sqliteConn) insert(sessions []record) (met []int, err error) {
 
 const insertFinding = `INSERT INTO finding (id, session, time, node, kind, application, transport, source, destination,
 		rule, to_service, feed_lost, partial, scanner, document)
-	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (id) DO NOTHING`
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ` + ifSessionIsNews + `
+		source = excluded.source, destination = excluded.destination ` + whereSessionIsNews
 
 func (c *sqliteConn) insertFindings(all []*finding, rules []int64) (fresh []*finding, err error) {
 	for i, f := range all {
