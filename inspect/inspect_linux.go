@@ -258,12 +258,10 @@ func checkpointOf(want *deception.Inspect) string {
 	return "eve.checkpoint"
 }
 
-var errNoRoom = errors.New("what was found before is not written yet")
-
 // deliver hands findings to the recorder while that has room.
 func (i *Inspector) deliver(_ context.Context, findings []*deception.Finding) error {
 	if !i.cfg.Recorder.Room() {
-		return errNoRoom
+		return eve.ErrBusy
 	}
 	for _, f := range findings {
 		i.cfg.Recorder.Finding(f)
@@ -293,6 +291,9 @@ func (i *Inspector) Close(ctx context.Context) error {
 	defer i.mu.Unlock()
 	i.applyCaptures(nil)
 	i.mirror.Close()
+	if i.suricata != nil {
+		i.suricata.Ending()
+	}
 	errs := []error{i.feed.Close()} // with the outputs
 	errs = append(errs, i.removeTaps(ctx))
 	if i.suricata != nil {

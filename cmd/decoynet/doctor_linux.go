@@ -12,6 +12,7 @@ import (
 	"decoynet/config"
 	"decoynet/deception"
 	"decoynet/internal/doctor"
+	"decoynet/internal/suricata"
 )
 
 // kernelChecks looks at the kernel's roles of this machine: those of the document,
@@ -100,6 +101,10 @@ func runningFacts(st *status, segments []doctor.RunningSegment) *doctor.Running 
 	}
 	if st.Recording.FailingSince != nil {
 		r.Failing = st.Recording.LastError
+	}
+	var analysed struct{ Suricata *suricata.Status }
+	if json.Unmarshal(st.Inspect, &analysed) == nil { // absent where nothing is analysed
+		r.Suricata = analysed.Suricata
 	}
 	return r
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"decoynet/deception"
@@ -41,6 +42,8 @@ type Suricata struct {
 	stop    context.CancelFunc
 	done    chan struct{}
 	changed chan struct{} // something else is wanted; holds one
+
+	ending atomic.Bool // see Ending
 
 	rules sync.Mutex // held while a set of rules is tested or exchanged
 
@@ -143,8 +146,22 @@ func (s *Suricata) Status() Status {
 	return s.status
 }
 
+// Ending says that the feed is about to be closed for good: Suricata then ends by
+// itself when it has looked at everything, and is not started again.
+func (s *Suricata) Ending() { s.ending.Store(true) }
+
+// endsItself is how long Suricata may take for what was left in the feed.
+const endsItself = 5 * time.Second
+
 // Close ends Suricata in good order, and at the latest when ctx is over.
 func (s *Suricata) Close(ctx context.Context) error {
+	if s.ending.Load() && s.Status().PID != 0 {
+		select {
+		case <-s.done:
+		case <-time.After(endsItself):
+		case <-ctx.Done():
+		}
+	}
 	s.stop()
 	var err error
 	select {
@@ -188,6 +205,9 @@ func (s *Suricata) run() {
 		}
 		begin := time.Now()
 		err := s.once(&want)
+		if s.ending.Load() {
+			return
+		}
 		if err == nil { // it was asked to end
 			wait = 0
 			continue

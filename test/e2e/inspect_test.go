@@ -421,7 +421,12 @@ func (o *inspectOffice) testStop() {
 	if !slices.ContainsFunc(list, func(f finding) bool { return f.Port == from.Port() && f.Rule == "4242" }) {
 		o.t.Error("the last alert is not on record")
 	}
-	out, err := o.Gateway.Run(o.t.Context(), "ip", "-br", "link", "show")
+	out, err := o.decoynet("get", "events", "--since", "1h")
+	check(o.t, err)
+	if n := strings.Count(out, "inspect-failed"); n != 2 { // killed, and hung
+		o.t.Errorf("%d events say that analysis failed, want 2:\n%s", n, out)
+	}
+	out, err = o.Gateway.Run(o.t.Context(), "ip", "-br", "link", "show")
 	check(o.t, err)
 	if strings.Contains(out, "vtap0") {
 		o.t.Errorf("a tap device is left:\n%s", out)
