@@ -185,12 +185,9 @@ func (s *session) record(ctx context.Context) (err error) {
 // play plays one capture after the other.
 func (s *session) play(ctx context.Context, w *replay.World) (played []replay.Played, flows int) {
 	next := time.Now()
-	for i, c := range s.played {
+	for _, c := range s.played {
 		if ctx.Err() != nil {
 			return played, flows
-		}
-		if i > 0 && c.Shares(s.played[i-1]) {
-			next = next.Add(replay.Grace)
 		}
 		time.Sleep(time.Until(next))
 		p, err := w.Play(ctx, c)
@@ -214,11 +211,11 @@ func (s *session) cut(f feed, files []string, played []replay.Played) error {
 		w := script.Window{Begin: p.Begin, Path: s.fed(f, p.Capture)}
 		for i := range p.Capture.Flows {
 			client, server := s.plan.OnWire(&p.Capture.Flows[i])
-			w.Flows = append(w.Flows, script.Fed{Client: client, Server: server, Until: p.Until[i]})
+			w.Flows = append(w.Flows, script.Fed{Client: client, Server: server, Open: p.Open[i]})
 		}
 		windows = append(windows, w)
 	}
-	foreign, err := script.Cut(files, windows)
+	foreign, err := script.Cut(files, windows, f.inspect != "")
 	fmt.Fprintf(s.w, "%s: %d packets of no capture\n", f.name, foreign)
 	return err
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"syscall"
 	"time"
 
@@ -24,9 +23,9 @@ import (
 type Played struct {
 	Capture *script.Capture
 	Begin   time.Time
-	// Until is, for each flow that the capture leaves open, when its last step was
-	// over and it was closed only for the next capture's sake; zero for others.
-	Until []time.Time
+	// Open are, for each flow, the sides that the capture leaves open, and that were
+	// closed at its end only for the next one's sake.
+	Open [][2]bool
 }
 
 // flow is a flow that is being played.
@@ -35,16 +34,10 @@ type flow struct {
 	ended [2]bool // nothing more comes from the side
 }
 
-// Grace is how much later than at the relay a packet may be seen at a tap.
-const Grace = 100 * time.Millisecond
-
-// open tells whether the flow stands.
-func (f *flow) open() bool { return f != nil && (!f.ended[0] || !f.ended[1]) }
-
 // Play plays a capture, step by step in its order: each only when what was sent
 // before has arrived at the other end, so that a relay reads every piece by itself.
 func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
-	p := Played{Capture: c, Begin: time.Now(), Until: make([]time.Time, len(c.Flows))}
+	p := Played{Capture: c, Begin: time.Now(), Open: make([][2]bool, len(c.Flows))}
 	flows := make([]*flow, len(c.Flows))
 	var err error
 	for i, s := range c.Steps {
@@ -56,16 +49,11 @@ func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
 			break
 		}
 	}
-	if slices.ContainsFunc(flows, (*flow).open) {
-		time.Sleep(Grace)
-	}
 	for i, f := range flows {
 		if f == nil {
 			continue
 		}
-		if f.open() {
-			p.Until[i] = time.Now()
-		}
+		p.Open[i] = [2]bool{!f.ended[0], !f.ended[1]}
 		for side := range f.sides {
 			if err == nil && !f.ended[side] {
 				err = f.fin(side)

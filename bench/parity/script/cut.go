@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
@@ -78,59 +79,108 @@ type Window struct {
 // Fed is a flow as it is on the wire.
 type Fed struct {
 	Client, Server netip.AddrPort
-	Until          time.Time // later packets are no part of it; zero: all are
+	// Open are the sides that the capture leaves open. From what closes them on, a
+	// packet is no part of the flow.
+	Open [2]bool
 }
 
 // Cut writes the packets of each window, which are in the order of their begin, to
-// its own file: those of its flows, from its begin until a later one has the same.
-// It returns how many packets belong to no window.
-func Cut(recordings []string, windows []Window) (foreign int, err error) {
-	writers := make([]fileWriter, len(windows))
-	type place struct {
-		window int
-		until  time.Time
-	}
-	of := map[tuple][]place{}
+// its own file. sessions says that the frames' MAC addresses hold the session's key,
+// as those of a feed do. It returns how many packets belong to no window.
+func Cut(recordings []string, windows []Window, sessions bool) (foreign int, err error) {
+	c := cutter{windows: windows, sessions: sessions, writers: make([]fileWriter, len(windows)), flows: map[tuple][]*place{}}
 	for i, w := range windows {
-		writers[i].path = w.Path
+		c.writers[i].path = w.Path
 		for _, f := range w.Flows {
 			for _, t := range []deception.Transport{deception.TCP, deception.UDP} {
 				k := tupleOf(f.Client, f.Server, t)
-				of[k] = append(of[k], place{i, f.Until})
+				c.flows[k] = append(c.flows[k], &place{window: i, flow: f})
 			}
 		}
-	}
-	sort := func(p Packet) error {
-		found := place{window: -1}
-		if t, ok := p.transport(); ok {
-			for _, f := range of[tupleOf(p.Source, p.Destination, t)] {
-				if !windows[f.window].Begin.After(p.Info.Timestamp) {
-					found = f
-				}
-			}
-		}
-		switch {
-		case found.window < 0:
-			foreign++
-			return nil
-		case !found.until.IsZero() && p.Info.Timestamp.After(found.until):
-			return nil
-		}
-		return writers[found.window].write(p)
 	}
 	for _, file := range recordings {
-		text, readErr := os.ReadFile(file)
-		if readErr != nil {
-			return 0, fmt.Errorf("read the recording: %w", readErr)
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return 0, fmt.Errorf("read the recording: %w", err)
 		}
-		if err = Packets(text, sort); err != nil {
-			break
+		if err := Packets(text, c.packet); err != nil {
+			return 0, err
 		}
 	}
-	for i := range writers {
-		err = writers[i].close(err)
+	for i := range c.writers {
+		err = c.writers[i].close(err)
 	}
-	return foreign, err
+	return c.foreign, err
+}
+
+type cutter struct {
+	windows  []Window
+	sessions bool
+	writers  []fileWriter
+	flows    map[tuple][]*place // in the order in which they were played
+	foreign  int
+}
+
+// place is a flow of a window.
+type place struct {
+	window int
+	flow   Fed
+	key    deception.SessionKey // of the session that it turned out to be
+	keyed  bool
+	over   bool // closed, though the capture leaves it open
+}
+
+func (c *cutter) packet(p Packet) error {
+	t, ok := p.transport()
+	var at *place
+	if ok {
+		at = c.find(p, c.flows[tupleOf(p.Source, p.Destination, t)])
+	}
+	if at == nil {
+		c.foreign++
+		return nil
+	}
+	side := Client
+	if p.Source == at.flow.Server {
+		side = Server
+	}
+	if p.TCP != nil && (p.TCP.FIN || p.TCP.RST) && at.flow.Open[side] {
+		at.over = true
+	}
+	if at.over {
+		return nil
+	}
+	return c.writers[at.window].write(p)
+}
+
+// find returns which of the flows with its addresses a packet is of. In a feed the
+// session says so: each that is new is the next that was played, whatever times its
+// packets were given. Elsewhere it is the latest that had begun.
+func (c *cutter) find(p Packet, flows []*place) *place {
+	key, keyed := p.session()
+	keyed = keyed && c.sessions
+	var found *place
+	for _, f := range flows {
+		switch {
+		case keyed && f.keyed && f.key == key:
+			return f
+		case keyed && !f.keyed:
+			f.key, f.keyed = key, true
+			return f
+		case !keyed && !c.windows[f.window].Begin.After(p.Info.Timestamp):
+			found = f
+		}
+	}
+	return found
+}
+
+// session returns the key of the session that is in the packet's MAC addresses.
+func (p *Packet) session() (deception.SessionKey, bool) {
+	if p.Link != layers.LinkTypeEthernet || len(p.Data) < 12 {
+		return deception.SessionKey{}, false
+	}
+	key, _, ok := frame.Key(frame.MAC(p.Data[:6]), frame.MAC(p.Data[6:12]))
+	return key, ok
 }
 
 // fileWriter writes a capture file, at its end only: many are written at a time.

@@ -129,16 +129,3 @@ func Read(path string) (*Capture, error) {
 	r.finish()
 	return c, nil
 }
-
-// Shares tells whether some flow has the addresses and ports of one of another
-// capture.
-func (c *Capture) Shares(other *Capture) bool {
-	for _, f := range c.Flows {
-		for _, o := range other.Flows {
-			if tupleOf(f.Client, f.Server, f.Transport) == tupleOf(o.Client, o.Server, o.Transport) {
-				return true
-			}
-		}
-	}
-	return false
-}

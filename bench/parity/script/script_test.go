@@ -127,20 +127,16 @@ func TestUnplayableFlows(t *testing.T) {
 }
 
 func TestCutFindsPacketsOfTheirTime(t *testing.T) {
-	recording := capture(t, []segmentOf{{seq: 99, syn: true}, {seq: 100, text: "a"}, {seq: 101, text: "b"}, {seq: 102, text: "c"}})
-	fed := func(until int64) []Fed {
-		f := Fed{Client: netip.MustParseAddrPort("10.0.0.1:1234"), Server: netip.MustParseAddrPort("10.0.0.2:80")}
-		if until > 0 {
-			f.Until = time.UnixMilli(until)
-		}
-		return []Fed{f}
-	}
+	recording := capture(t, []segmentOf{{seq: 99, syn: true}, {seq: 100, text: "a"}, {seq: 101, text: "b"}, {seq: 102, fin: true}, {seq: 103, text: "c"}})
+	fed := []Fed{{
+		Client: netip.MustParseAddrPort("10.0.0.1:1234"), Server: netip.MustParseAddrPort("10.0.0.2:80"), Open: [2]bool{true, true},
+	}}
 	dir := t.TempDir()
 	first, second := filepath.Join(dir, "first.pcap"), filepath.Join(dir, "second.pcap")
 	foreign, err := Cut([]string{recording}, []Window{
-		{Begin: time.UnixMilli(1), Path: first, Flows: fed(0)},
-		{Begin: time.UnixMilli(2), Path: second, Flows: fed(2)},
-	})
+		{Begin: time.UnixMilli(1), Path: first, Flows: fed},
+		{Begin: time.UnixMilli(2), Path: second, Flows: fed},
+	}, false)
 	if err != nil || foreign != 1 {
 		t.Fatalf("%d foreign packets, want the SYN; %v", foreign, err)
 	}
