@@ -60,7 +60,9 @@ func (s *session) report(results []result) error {
 		return err
 	}
 	d := s.document(results, reviewed)
-	s.table(d)
+	if err := s.table(d); err != nil {
+		return fmt.Errorf("print the table: %w", err)
+	}
 	if s.verbose {
 		s.details(d, results)
 	}
@@ -132,9 +134,8 @@ func addTo(sum, more map[string]verdict.Count) {
 	}
 }
 
-func (s *session) table(d *document) {
+func (s *session) table(d *document) error {
 	w := tabwriter.NewWriter(s.w, 0, 0, 2, ' ', 0)
-	defer w.Flush()
 	fmt.Fprintln(w, "feed\tof\tkept\ttotal\tshare\ttarget\tmore\t")
 	for _, f := range d.Feeds {
 		for _, k := range kinds {
@@ -150,6 +151,7 @@ func (s *session) table(d *document) {
 			fmt.Fprintf(w, "%s\trecords: %s\t%d\t%d\t%.2f %%\t\t%d\t\n", f.Name, p, c.Kept, c.Total, c.Share(), c.More)
 		}
 	}
+	return w.Flush()
 }
 
 // details prints what is missed and what is said besides.
