@@ -38,7 +38,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.corpus, "corpus", "", "folder of captures; rules beside a capture are in test.rules")
 	flag.StringVar(&o.only, "only", "", "play only captures whose name holds this")
-	flag.StringVar(&o.feeds, "feeds", strings.Join(feedNames(), ","), "comma-separated feeds to measure")
+	flag.StringVar(&o.feeds, "feeds", "fifo,tap", "comma-separated feeds to measure, of "+strings.Join(feedNames(), ", "))
 	flag.StringVar(&o.decoynet, "decoynet", "bin/decoynet", "the binary to measure")
 	flag.StringVar(&o.out, "out", "bench/out", "folder of the JSON file")
 	flag.StringVar(&o.work, "work", "", "folder that keeps recordings and events (default: a temporary one)")

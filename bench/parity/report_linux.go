@@ -69,7 +69,7 @@ func (s *session) report(results []result) error {
 	if err := s.write(d); err != nil {
 		return err
 	}
-	if s.only == "" && len(s.feeds) == len(feeds) {
+	if s.only == "" {
 		for _, e := range reviewed.Unused() {
 			fmt.Fprintf(s.w, "explained, and not missed: %s %s %s %s\n", e.Feed, e.Kind, e.Capture, e.What)
 		}
@@ -186,11 +186,12 @@ func (s *session) write(d *document) error {
 	return nil
 }
 
+// unexplained lists what the feeds miss without a known reason; the wire is no feed.
 func unexplained(d *document) error {
 	var errs []error
 	for _, f := range d.Feeds {
 		for _, m := range f.Misses {
-			if m.Why == "" {
+			if m.Why == "" && targets[f.Name] != nil {
 				errs = append(errs, fmt.Errorf("feed %s misses, and nobody has explained: %s of %s: %.200q", f.Name, m.Kind, m.Capture, m.What))
 			}
 		}
