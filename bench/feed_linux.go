@@ -53,7 +53,7 @@ func feedSuite() suite {
 	)
 	for _, f := range subject.Feeds {
 		s.subjects = append(s.subjects, f.Name)
-		if f.Suricata {
+		if f.Suricata && f.Depth != 0 { // without a limit, a stream is more than Suricata takes
 			s.targets = append(s.targets, feedTargets(f)...)
 		}
 	}
