@@ -70,6 +70,7 @@ var attackCases = []ruleCase{
 	words(14200435, 445, netbios("\xfcSMB\xff\xff\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff"), netbios("\xfcSMB\x10\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00")),
 	words(14200436, 3389, "\x03\x00\x01\x00\x02\xf0\x80\x7f\x65MS_T120\x00\x00", "\x03\x00\x01\x00\x02\xf0\x80\x7f\x65rdpsnd\x00\x00"),
 	words(14200437, 6379, resp("CONFIG", "SET", "dir", "/root/.ssh"), resp("CONFIG", "GET", "dir")),
+	words(14200437, 6379, "AUTH hunter2\r\nCONFIG SET dir /var/spool/cron\r\n", "AUTH hunter2\r\nCONFIG GET dir\r\n"), // in one go
 	words(14200438, 6379, resp("SLAVEOF", "10.0.0.1", "6379"), resp("ROLE")),
 	words(14200439, 6379, resp("MODULE", "LOAD", "/tmp/a.so"), resp("MODULE", "LIST")),
 	words(14200440, 6379, "FLUSHALL\r\n", "PING\r\n"),
