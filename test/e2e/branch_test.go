@@ -192,6 +192,7 @@ func TestBranch(t *testing.T) {
 		{"Ends", (*branch).testEnds},
 		{"Nodes", (*branch).testNodes},
 		{"Packets", (*branch).testPackets},
+		{"Inspected", (*branch).testInspected},
 		{"Unprivileged", (*branch).testUnprivileged},
 		{"AgentKilled", (*branch).testAgentKilled},
 		{"ControllerAway", (*branch).testControllerAway},

@@ -134,3 +134,37 @@ func TestInspectExternal(t *testing.T) {
 		t.Errorf("the alert is %+v, the session %+v", f, rec)
 	}
 }
+
+// testInspected: what comes through the tunnel is analysed at the gateway, under the
+// branch's own addresses, and agents do not even hear of it.
+func (b *branch) testInspected() {
+	file := b.file + ".inspect"
+	writeFile(b.t, file, branchDocument+"inspect: {system-rules: false}\n")
+	_, err := b.decoynet("apply", "-f", file)
+	check(b.t, err)
+	b.waitSuricata()
+	check(b.t, b.curl())
+	eventually(b.t, 20*time.Second, func() error {
+		list, err := b.findings("alerts", "--node", "hq")
+		if err != nil {
+			return err
+		}
+		for _, f := range list {
+			if f.Rule == "14200101" && f.Service == "web" { // an HTTP request
+				if f.SourceIP != lab.BranchIntruder.V4.String() || f.DestIP != lab.BranchServer.V4.String() || f.Segment != "host" || f.Decoy != "crm" {
+					b.t.Errorf("the alert is %+v", f)
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("no alert of a request through the tunnel, %d others", len(list))
+	})
+	st, err := b.agentRun("status", "-o", "json")
+	check(b.t, err)
+	if strings.Contains(st, `"inspect"`) {
+		b.t.Errorf("the agent analyses:\n%s", st)
+	}
+	writeFile(b.t, file, branchDocument)
+	_, err = b.decoynet("apply", "-f", file)
+	check(b.t, err)
+}
