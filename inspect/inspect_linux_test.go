@@ -1,0 +1,218 @@
+package inspect
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"decoynet/deception"
+	"decoynet/internal/archive"
+	"decoynet/internal/frame"
+	"decoynet/internal/kernel/netns/netnstest"
+)
+
+// notes is a recorder.
+type notes struct {
+	mu       sync.Mutex // guards the rest
+	full     bool
+	findings []deception.Finding
+}
+
+func (n *notes) Finding(f *deception.Finding) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.findings = append(n.findings, *f)
+}
+
+func (n *notes) Room() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.full
+}
+
+func (n *notes) Event(*deception.Event)     {}
+func (n *notes) Started(*deception.Session) {}
+func (n *notes) Ended(*deception.Session)   {}
+
+func (n *notes) setFull(full bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.full = full
+}
+
+func (n *notes) found() []deception.Finding {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.findings)
+}
+
+func newInspector(t *testing.T) (*Inspector, *notes, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "inspect")
+	n := &notes{}
+	i := New(Config{
+		Node: "gw", Dir: dir, Packets: filepath.Join(dir, "pcap"), Host: netnstest.New(t, "gw"), Lanes: 2, Recorder: n, Log: slog.New(slog.DiscardHandler),
+	})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := i.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return i, n, dir
+}
+
+func apply(t *testing.T, i *Inspector, want *deception.Inspect) {
+	t.Helper()
+	if err := i.Apply(t.Context(), &deception.State{Node: "gw", Inspect: want}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// relayed shows a flow as a relay would, and returns its session.
+func relayed(i *Inspector, text string) *deception.Session {
+	now := time.Now()
+	s := &deception.Session{
+		ID: deception.NewSessionID(now), Start: now, Node: "gw", Segment: "office", Transport: deception.TCP,
+		Source: netip.MustParseAddrPort("192.0.2.66:40000"), Destination: netip.MustParseAddrPort("192.0.2.100:80"),
+	}
+	w := i.Feed().Begin(s, 0)
+	w.Data(0, []byte(text), now)
+	s.SourceBytes, s.End, s.Reason = uint64(len(text)), time.Now(), deception.EndClientClosed
+	w.Close(s, s.End)
+	return s
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
+
+// kept tells whether the packets of a session that hold a text are kept.
+func kept(t *testing.T, dir string, s *deception.Session, text string) bool {
+	var out bytes.Buffer
+	_, err := archive.Extract(t.Context(), filepath.Join(dir, "pcap"), s.ID, s.Start, s.End, &out)
+	return err == nil && bytes.Contains(out.Bytes(), []byte(text))
+}
+
+func TestOutputsComeAndGo(t *testing.T) {
+	i, _, dir := newInspector(t)
+	names := func() (out []string) {
+		if st := i.Status(); st != nil {
+			for _, o := range st.Feed.Outputs {
+				out = append(out, o.Name)
+			}
+		}
+		slices.Sort(out)
+		return out
+	}
+	want := func(outputs ...string) {
+		t.Helper()
+		if got := names(); !slices.Equal(got, outputs) {
+			t.Errorf("outputs %v, want %v", got, outputs)
+		}
+	}
+	apply(t, i, nil)
+	if i.Status() != nil || i.Feed().Begin(&deception.Session{}, 0) != nil {
+		t.Error("something is shown where nothing is wanted")
+	}
+	packets := deception.PCAPLimits{MaxBytes: 1 << 20}
+	apply(t, i, &deception.Inspect{PCAP: packets})
+	want("pcap")
+	before := relayed(i, "before the tap")
+	apply(t, i, &deception.Inspect{PCAP: packets, Tap: "vtap1", FIFO: true})
+	want("fifo", "pcap", "tap")
+	if info, err := os.Stat(filepath.Join(dir, "feed.fifo")); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+		t.Errorf("the FIFO: %v, %v", info, err)
+	}
+	after := relayed(i, "with the tap")
+	apply(t, i, &deception.Inspect{PCAP: packets, Tap: "vtap2"})
+	want("pcap", "tap")
+	if _, err := os.Stat(filepath.Join(dir, "feed.fifo")); err == nil {
+		t.Error("the FIFO is left")
+	}
+	for text, s := range map[string]*deception.Session{"before the tap": before, "with the tap": after} {
+		eventually(t, "packets of "+text, func() bool { return kept(t, dir, s, text) })
+	}
+	links := netnstest.Run(t, i.cfg.Host, "ip", "-br", "link")
+	if strings.Contains(links, "vtap1") || !strings.Contains(links, "vtap2") {
+		t.Errorf("links:\n%s", links)
+	}
+	apply(t, i, nil)
+	if links = netnstest.Run(t, i.cfg.Host, "ip", "-br", "link"); strings.Contains(links, "vtap") {
+		t.Errorf("links:\n%s", links)
+	}
+}
+
+// A part that cannot be had is named, and the others work.
+func TestOneFaultStopsNothingElse(t *testing.T) {
+	i, _, dir := newInspector(t)
+	netnstest.Run(t, i.cfg.Host, "ip", "link", "add", "vtap0", "type", "veth", "peer", "name", "other")
+	err := i.Apply(t.Context(), &deception.State{Node: "gw", Inspect: &deception.Inspect{
+		Tap: "vtap0", PCAP: deception.PCAPLimits{MaxBytes: 1 << 20}, Capture: []deception.Capture{{Interface: "absent"}},
+	}})
+	if err == nil || !strings.Contains(err.Error(), "vtap0") {
+		t.Errorf("a link of that name that is not ours: %v", err)
+	}
+	s := relayed(i, "kept all the same")
+	eventually(t, "the packets", func() bool { return kept(t, dir, s, "kept all the same") })
+	if st := i.Status(); len(st.Captures) != 1 || st.Captures[0].Problem == "" || len(st.Problems) != 1 {
+		t.Errorf("an interface that is not there: %+v", st)
+	}
+	if links := netnstest.Run(t, i.cfg.Host, "ip", "-br", "link"); !strings.Contains(links, "vtap0@other") {
+		t.Errorf("the foreign link:\n%s", links)
+	}
+}
+
+// What somebody else's Suricata writes is tied to the session that its frames name,
+// and waits in the file while nobody has room for it.
+func TestEventsOfAnother(t *testing.T) {
+	i, n, _ := newInspector(t)
+	file := filepath.Join(t.TempDir(), "eve.json")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, i, &deception.Inspect{Suricata: deception.SuricataExternal, EVE: file, PCAP: deception.PCAPLimits{MaxBytes: 1 << 20}})
+	eventually(t, "the reader", func() bool { return i.Status().Events != nil })
+	time.Sleep(200 * time.Millisecond) // it begins at the end of what is there
+	s := relayed(i, "anything")
+	n.setFull(true)
+	intruder, decoy := frame.Addresses(s.ID.Key())
+	line := fmt.Sprintf(`{"timestamp":"%s","flow_id":7,"event_type":"alert","src_ip":"192.0.2.100","src_port":80,"dest_ip":"192.0.2.66","dest_port":40000,`+
+		`"proto":"TCP","direction":"to_client","ether":{"src_mac":"%s","dest_mac":"%s"},"alert":{"gid":1,"signature_id":9,"rev":1,"signature":"x","category":"","severity":2}}`+"\n",
+		s.Start.UTC().Format("2006-01-02T15:04:05.000000-0700"), decoy, intruder)
+	out, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.WriteString(line); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if got := n.found(); len(got) != 0 {
+		t.Errorf("told while there is no room: %+v", got)
+	}
+	n.setFull(false)
+	eventually(t, "the alert", func() bool { return len(n.found()) == 1 })
+	f := n.found()[0]
+	if f.Session != s.ID || f.Source != s.Source || f.Destination != s.Destination || f.Alert == nil || f.Alert.SID != 9 || f.Alert.ToService {
+		t.Errorf("the finding is %+v of %s", f, s.ID)
+	}
+}
