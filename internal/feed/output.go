@@ -15,6 +15,11 @@ const (
 	tickEvery = 125 * time.Millisecond
 	// leastQueue is an output's share of the queue at least: two chunks.
 	leastQueue = 1 << 20
+	// haltedAfter is how long an output may get nothing done before it is full with
+	// haltedBytes in its queue, or a quarter of its share. Filling the rest would go on
+	// for long and cost relays something, for flows that would be lost anyhow.
+	haltedAfter = 2 * time.Second
+	haltedBytes = 4 << 20
 	// endGrace is how long an output that is ended may still write what waits, and
 	// then how long it may take to end when it is closed.
 	endGrace = time.Second
@@ -153,7 +158,7 @@ func (f *Feed) nextEpoch() uint32 { return f.readers.Add(1) }
 // chunk tells of is lost to this output. It is called with the lane locked.
 func (o *output) offer(c *chunk) {
 	o.mu.Lock()
-	if o.feed.full.Load()&o.bit != 0 || o.queued+c.size() > o.limit {
+	if o.feed.full.Load()&o.bit != 0 || o.queued+c.size() > o.room() {
 		o.feed.full.Or(o.bit)
 		o.markAllLost(c)
 	} else {
@@ -166,6 +171,14 @@ func (o *output) offer(c *chunk) {
 	}
 	o.mu.Unlock()
 	o.poke()
+}
+
+// room is how much memory the queue may hold now. o.mu is held.
+func (o *output) room() int64 {
+	if few := min(haltedBytes, o.limit/4); o.queued > few && time.Now().UnixNano()-o.moved.Load() > int64(haltedAfter) {
+		return few
+	}
+	return o.limit
 }
 
 // lose has a flow lost to this output.
