@@ -3,10 +3,10 @@
 // the clean packets that the intruder and the decoy would have exchanged.
 //
 // Nobody who hands something in ever waits. Relays write records into the chunk of
-// their lane; chunks go, when they are full or a few milliseconds old, to the queue
-// of each output, whose own goroutine makes the frames and writes them. An output
-// that does not keep up loses flows, whole ones, and is told no more about them;
-// others do not notice. What was lost is counted.
+// their lane; when one is full or a few milliseconds old, all lanes' go to the queue
+// of each output, whose own goroutine merges them by time, makes the frames and
+// writes them. An output that does not keep up loses flows, whole ones, and is told
+// no more about them; others do not notice. What was lost is counted.
 package feed
 
 import (
@@ -53,6 +53,7 @@ type Feed struct {
 	tags   tagTable
 	tuples tupleTable
 	dirty  chan struct{} // a lane has something
+	hurry  chan struct{} // a lane has much
 	quit   chan struct{}
 	done   chan struct{}
 
@@ -60,6 +61,10 @@ type Feed struct {
 	// full, those whose queue is half full.
 	mask, full, pressed atomic.Uint32
 	depth               atomic.Uint64 // see Config
+
+	flushing sync.Mutex    // held by flush
+	filling  atomic.Uint64 // the batch that lanes write to
+	whole    atomic.Uint64 // the last one that was handed over by all lanes
 
 	mu      sync.Mutex // guards the rest
 	slots   [maxOutputs]*output
@@ -79,9 +84,9 @@ func New(c Config) *Feed {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Feed{config: c, dirty: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
-	for range max(c.Lanes, 1) + 1 { // the last one is that of ready packets
-		f.lanes = append(f.lanes, &lane{feed: f, chunk: newChunk()})
+	f := &Feed{config: c, dirty: make(chan struct{}, 1), hurry: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	for n := range max(c.Lanes, 1) + 1 { // the last one is that of ready packets
+		f.lanes = append(f.lanes, &lane{feed: f, number: n, chunk: newChunk()})
 	}
 	f.outputs.Store(&[]*output{})
 	f.depth.Store(c.Depth)
@@ -108,18 +113,11 @@ func (f *Feed) flushLazily() {
 		wait.Reset(flushAfter)
 		select {
 		case <-wait.C:
+		case <-f.hurry:
 		case <-f.quit:
 			return
 		}
 		f.flush()
-	}
-}
-
-func (f *Feed) flush() {
-	for _, l := range f.lanes {
-		l.mu.Lock()
-		l.handOver()
-		l.mu.Unlock()
 	}
 }
 

@@ -114,13 +114,12 @@ func (w *Flow) Close(s *deception.Session, at time.Time) {
 // end hands in the record of a flow's end. lane.mu is held.
 func (w *Flow) end(r record) {
 	w.feed.running.Add(-1)
-	if !w.wanted() {
-		w.feed.tuples.remove(w)
-		return
+	if w.wanted() {
+		r.flow = w
+		w.lane.add(r, nil)
 	}
-	r.flow = w
-	w.lane.add(r, nil)
 	w.lane.ended = append(w.lane.ended, w)
+	w.feed.soon()
 }
 
 // ending is the kind of record for how a flow ended, as it was seen on the

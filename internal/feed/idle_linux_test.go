@@ -18,6 +18,7 @@ func newStage(t *testing.T, w Writer) *stage {
 	f := New(Config{Lanes: 1})
 	f.mask.Store(1)
 	o := &output{feed: f, name: "stage", w: w, bit: 1, wake: make(chan struct{}, 1), abort: make(chan struct{}), limit: DefaultQueueBytes}
+	o.lanes = make([]source, len(f.lanes))
 	o.start(o)
 	f.outputs.Store(&[]*output{o})
 	t.Cleanup(func() {
@@ -30,14 +31,8 @@ func newStage(t *testing.T, w Writer) *stage {
 // play writes what waits.
 func (s *stage) play() {
 	s.f.flush()
-	for _, it := range s.o.queue {
-		if it.lost != nil {
-			s.o.endLost(it.lost)
-			continue
-		}
-		s.o.writeChunk(it.chunk)
-	}
-	s.o.queue, s.o.queued = nil, 0
+	s.o.writeBatch(s.o.take(nil, true))
+	s.o.queued = 0
 }
 
 // TestIdleFlows: a shell in which nothing is typed for three hours is still the

@@ -77,56 +77,113 @@ func (c *chunk) recycle() {
 
 // lane is where one loop of the relay writes to.
 type lane struct {
-	feed  *Feed
+	feed   *Feed
+	number int
+
 	mu    sync.Mutex // guards the rest
+	batch uint64     // that chunk is of
 	chunk *chunk     // being filled
-	ended []*Flow    // whose end is in chunk
+	ended []*Flow    // whose end was told since the last batch
+	// What is left of the batch before, for flush to take.
+	sealed      *chunk
+	sealedEnded []*Flow
 }
 
 // add appends a record. l.mu is held.
 func (l *lane) add(r record, data []byte) {
+	if batch := l.feed.filling.Load(); batch != l.batch {
+		l.seal(batch)
+	}
 	c := l.chunk
 	if len(c.records) == cap(c.records) || len(c.data)+len(data) > cap(c.data) {
-		l.handOver()
+		l.chunk = newChunk()
+		l.feed.offer(item{chunk: c, lane: l.number, batch: l.batch})
+		l.feed.now()
 		c = l.chunk
 	}
 	if len(c.records) == 0 {
-		select {
-		case l.feed.dirty <- struct{}{}:
-		default:
-		}
+		l.feed.soon()
 	}
 	r.begin, r.n = uint32(len(c.data)), uint32(len(data))
 	c.data = append(c.data, data...)
 	c.records = append(c.records, r)
 }
 
-// handOver offers what the lane holds to the outputs. l.mu is held, so that
-// chunks stay in order.
-func (l *lane) handOver() {
-	c := l.chunk
-	if len(c.records) == 0 {
-		return
+// seal puts what the lane holds aside, and begins with another batch. l.mu is held.
+func (l *lane) seal(batch uint64) {
+	l.batch = batch
+	if len(l.chunk.records) > 0 {
+		l.sealed, l.chunk = l.chunk, newChunk()
 	}
+	l.sealedEnded, l.ended = l.ended, nil
+}
+
+// take returns what the lane told of the batches before this one.
+func (l *lane) take(batch uint64) (c *chunk, ended []*Flow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.batch != batch {
+		l.seal(batch)
+	}
+	c, ended = l.sealed, l.sealedEnded
+	l.sealed, l.sealedEnded = nil, nil
+	return c, ended
+}
+
+// soon has what waits in lanes handed over in a moment.
+func (f *Feed) soon() {
+	select {
+	case f.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// now has it handed over at once.
+func (f *Feed) now() {
+	select {
+	case f.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// flush hands over what lanes hold, as one batch. What was told before something
+// else is in the same batch as that or in an earlier one, whatever their lanes are:
+// from the first line on lanes write to the next batch. So no lane waits for another.
+func (f *Feed) flush() {
+	f.flushing.Lock()
+	defer f.flushing.Unlock()
+	next := f.filling.Add(1)
+	var ended []*Flow
+	for _, l := range f.lanes {
+		c, over := l.take(next)
+		if c != nil {
+			f.offer(item{chunk: c, lane: l.number, batch: next - 1})
+		}
+		ended = append(ended, over...)
+	}
+	f.whole.Store(next - 1)
+	for _, o := range *f.outputs.Load() {
+		o.poke()
+	}
+	for _, w := range ended {
+		f.tuples.remove(w)
+	}
+}
+
+// offer hands a chunk over to the outputs.
+func (f *Feed) offer(it item) {
+	c := it.chunk
 	if len(c.data) < trimBytes && len(c.records) < trimRecords {
-		small := &chunk{
+		it.chunk = &chunk{
 			records: append(make([]record, 0, len(c.records)), c.records...),
 			data:    append(make([]byte, 0, len(c.data)), c.data...),
 		}
-		clear(c.records)
-		c.records, c.data = c.records[:0], c.data[:0]
-		c = small
-	} else {
-		l.chunk = newChunk()
+		c.recycle()
+		c = it.chunk
 	}
 	c.refs.Store(1)
-	for _, o := range *l.feed.outputs.Load() {
-		o.offer(c)
+	for _, o := range *f.outputs.Load() {
+		o.offer(it)
 	}
 	c.release()
-	for i, w := range l.ended {
-		l.feed.tuples.remove(w)
-		l.ended[i] = nil
-	}
-	l.ended = l.ended[:0]
 }

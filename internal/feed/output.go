@@ -72,12 +72,7 @@ type output struct {
 	moved                                          atomic.Int64 // Unix nanoseconds when it last got something done
 
 	synthesis
-}
-
-// item is what waits for an output: a chunk, or a flow that was lost.
-type item struct {
-	chunk *chunk
-	lost  *Flow
+	merger
 }
 
 // Add gives the feed a further output. Where there is no room for another one, or
@@ -99,6 +94,7 @@ func (f *Feed) Add(name string, w Writer) {
 		o.close = sync.OnceValue(c.Close)
 	}
 	o.moved.Store(time.Now().UnixNano())
+	o.lanes = make([]source, len(f.lanes))
 	o.start(o)
 	f.slots[slot] = o
 	f.arrange()
@@ -155,22 +151,22 @@ func (f *Feed) arrange() {
 func (f *Feed) nextEpoch() uint32 { return f.readers.Add(1) }
 
 // offer puts a chunk into the queue. Where there is no room, every flow that the
-// chunk tells of is lost to this output. It is called with the lane locked.
-func (o *output) offer(c *chunk) {
+// chunk tells of is lost to this output.
+func (o *output) offer(it item) {
+	c := it.chunk
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	if o.feed.full.Load()&o.bit != 0 || o.queued+c.size() > o.room() {
 		o.feed.full.Or(o.bit)
-		o.markAllLost(c)
-	} else {
-		c.refs.Add(1)
-		o.queued += c.size()
-		o.queue = append(o.queue, item{chunk: c})
-		if o.queued > o.limit/2 {
-			o.feed.pressed.Or(o.bit)
-		}
+		o.markAllLost(c, it.batch)
+		return
 	}
-	o.mu.Unlock()
-	o.poke()
+	c.refs.Add(1)
+	o.queued += c.size()
+	o.queue = append(o.queue, it)
+	if o.queued > o.limit/2 {
+		o.feed.pressed.Or(o.bit)
+	}
 }
 
 // room is how much memory the queue may hold now. o.mu is held.
@@ -184,28 +180,28 @@ func (o *output) room() int64 {
 // lose has a flow lost to this output.
 func (o *output) lose(w *Flow) {
 	o.mu.Lock()
-	o.markLost(w)
+	o.markLost(w, o.feed.filling.Load())
 	o.mu.Unlock()
-	o.poke()
+	o.feed.soon()
 }
 
 // loseAll has all flows lost that a chunk tells of.
 func (o *output) loseAll(c *chunk) {
 	o.mu.Lock()
-	o.markAllLost(c)
+	o.markAllLost(c, o.feed.filling.Load())
 	o.mu.Unlock()
 }
 
 // markAllLost is markLost for each flow of a chunk. o.mu is held.
-func (o *output) markAllLost(c *chunk) {
+func (o *output) markAllLost(c *chunk, batch uint64) {
 	for i := range c.records {
-		o.markLost(c.records[i].flow)
+		o.markLost(c.records[i].flow, batch)
 	}
 }
 
 // markLost notes that a flow is lost, and has the output end it where it stands in
 // the queue. o.mu is held.
-func (o *output) markLost(w *Flow) {
+func (o *output) markLost(w *Flow, batch uint64) {
 	before := w.lost.Or(o.bit)
 	if before&o.bit != 0 {
 		return
@@ -215,7 +211,7 @@ func (o *output) markLost(w *Flow) {
 		o.feed.roster.mark(w.key)
 	}
 	o.lost.Add(1)
-	o.queue = append(o.queue, item{lost: w})
+	o.queue = append(o.queue, item{lost: w, lane: w.lane.number, batch: batch})
 }
 
 func (o *output) poke() {
@@ -232,9 +228,7 @@ func (o *output) run() {
 	defer tick.Stop()
 	var items []item
 	for stopping := false; ; {
-		o.mu.Lock()
-		items, o.queue = o.queue, items[:0]
-		o.mu.Unlock()
+		items = o.take(items[:0], stopping)
 		if len(items) > 0 {
 			o.writeAll(items)
 			continue
@@ -256,6 +250,25 @@ func (o *output) run() {
 	}
 }
 
+// take moves items of batches that are whole to an empty slice; all of them where
+// no more will come.
+func (o *output) take(items []item, all bool) []item {
+	whole := o.feed.whole.Load()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	left := o.queue[:0]
+	for _, it := range o.queue {
+		if all || it.batch <= whole {
+			items = append(items, it)
+		} else {
+			left = append(left, it)
+		}
+	}
+	clear(o.queue[len(left):])
+	o.queue = left
+	return items
+}
+
 func (o *output) aborted() bool {
 	select {
 	case <-o.abort:
@@ -263,26 +276,6 @@ func (o *output) aborted() bool {
 	default:
 		return false
 	}
-}
-
-// writeAll makes frames of items, which it clears.
-func (o *output) writeAll(items []item) {
-	for i, it := range items {
-		items[i] = item{}
-		if it.lost != nil {
-			o.endLost(it.lost)
-			continue
-		}
-		if o.aborted() {
-			o.loseAll(it.chunk)
-		} else {
-			o.writeChunk(it.chunk)
-		}
-		size := it.chunk.size()
-		it.chunk.release()
-		o.took(size)
-	}
-	o.attend()
 }
 
 // took makes room in the queue.

@@ -104,20 +104,18 @@ func (s *synthesis) write(b []byte) error {
 	return nil
 }
 
-// writeChunk makes frames of all records of a chunk.
-func (o *output) writeChunk(c *chunk) {
-	for i := range c.records {
-		r := &c.records[i]
-		o.clock(r.at)
-		err := o.record(r, c.data[r.begin:r.begin+r.n])
-		for errors.Is(err, ErrRestart) && !o.aborted() {
-			o.note(err)
-			err = o.record(r, c.data[r.begin:r.begin+r.n])
-		}
-		if err != nil {
-			o.note(err)
-			o.giveUp(r.flow)
-		}
+// writeRecord makes frames of a record of a chunk.
+func (o *output) writeRecord(c *chunk, r *record) {
+	o.clock(r.at)
+	data := c.data[r.begin : r.begin+r.n]
+	err := o.record(r, data)
+	for errors.Is(err, ErrRestart) && !o.aborted() {
+		o.note(err)
+		err = o.record(r, data)
+	}
+	if err != nil {
+		o.note(err)
+		o.giveUp(r.flow)
 	}
 }
 
