@@ -27,8 +27,8 @@ type Finding struct {
 	// Document is the EVE event as JSON, addresses corrected, without what other
 	// fields of Finding hold better (see package eve); at most FindingBytes.
 	Document []byte
-	// FeedLost is how many flows this node's feed had lost, all in all, when the
-	// event was read; Partial says that this flow is among them.
+	// FeedLost is how many flows this node's feed had lost for this Suricata, all in
+	// all, when the event was read; Partial says that this flow is among them.
 	FeedLost uint64
 	Partial  bool
 	// Scanner is the known scanner that the intruder is; empty for everybody else.

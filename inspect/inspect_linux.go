@@ -82,6 +82,7 @@ type Inspector struct {
 	suricata *suricata.Suricata
 	events   *eve.Reader
 	reads    string // the file that events reads
+	sees     string // the output that who writes it sees
 	captures []link
 }
 
@@ -233,17 +234,22 @@ func (i *Inspector) applyEvents(want *deception.Inspect) error {
 	if want.Suricata == deception.SuricataManaged && i.suricata != nil {
 		path = i.suricata.EVE()
 	}
-	if i.events != nil && i.reads != path {
+	sees := outputFIFO
+	if want.Suricata == deception.SuricataExternal && want.Tap != "" {
+		sees = outputTap
+	}
+	if i.events != nil && (i.reads != path || i.sees != sees) {
 		i.events.Close()
 		i.events = nil
 	}
 	if i.events != nil || path == "" {
 		return nil
 	}
-	i.reads = path
+	i.reads, i.sees = path, sees
+	view := i.feed.Of(sees)
 	i.events = eve.New(eve.Config{
 		Path: path, Checkpoint: filepath.Join(i.cfg.Dir, checkpointOf(want)), FromEnd: want.Suricata == deception.SuricataExternal,
-		Node: i.cfg.Node, Sessions: i.feed, Deliver: i.deliver, Lost: i.feed.Lost, Log: i.cfg.Log,
+		Node: i.cfg.Node, Sessions: view, Deliver: i.deliver, Lost: view.Lost, Log: i.cfg.Log,
 	})
 	i.passed.Store(i.events)
 	return nil

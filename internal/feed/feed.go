@@ -50,6 +50,7 @@ type Feed struct {
 	lanes  []*lane
 	raw    rawFlows
 	roster roster
+	losses losses
 	tags   tagTable
 	tuples tupleTable
 	dirty  chan struct{} // a lane has something
@@ -169,10 +170,9 @@ func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 // countLost counts a flow that outputs, a set of bits, lost the first time.
 func (f *Feed) countLost(k deception.SessionKey, outputs uint32) {
 	f.lost.Add(1)
-	f.roster.mark(k)
 	for _, o := range *f.outputs.Load() {
 		if o.bit&outputs != 0 {
-			o.lost.Add(1)
+			o.countLost(k)
 		}
 	}
 }

@@ -42,7 +42,7 @@ func (w *Flow) Data(side int, b []byte, at time.Time) {
 	w.lane.mu.Lock()
 	defer w.lane.mu.Unlock()
 	if w.closed { // by a flow with the same addresses and ports
-		w.feed.roster.mark(w.key)
+		w.feed.roster.mark(w.key, ^uint32(0))
 		return
 	}
 	r := record{flow: w, at: at.UnixNano(), kind: kindData, side: uint8(side)}

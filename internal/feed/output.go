@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"decoynet/deception"
 )
 
 const (
@@ -51,16 +53,17 @@ type Archive interface {
 
 // output is a Writer with its queue.
 type output struct {
-	feed  *Feed
-	name  string
-	w     Writer
-	slot  int
-	bit   uint32
-	wake  chan struct{}
-	stop  chan struct{} // closed: write what waits, and end
-	abort chan struct{} // closed: end
-	done  chan struct{}
-	close func() error // of the writer, once
+	feed   *Feed
+	name   string
+	w      Writer
+	slot   int
+	bit    uint32
+	number int // of its name, see losses
+	wake   chan struct{}
+	stop   chan struct{} // closed: write what waits, and end
+	abort  chan struct{} // closed: end
+	done   chan struct{}
+	close  func() error // of the writer, once
 
 	mu     sync.Mutex // guards the rest of this block
 	queue  []item
@@ -86,7 +89,7 @@ func (f *Feed) Add(name string, w Writer) {
 		return
 	}
 	o := &output{
-		feed: f, name: name, w: w, slot: slot, bit: 1 << slot,
+		feed: f, name: name, w: w, slot: slot, bit: 1 << slot, number: f.losses.number(name),
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), abort: make(chan struct{}), done: make(chan struct{}),
 		close: func() error { return nil },
 	}
@@ -208,11 +211,19 @@ func (o *output) markLost(w *Flow, batch uint64) {
 	}
 	if before == 0 {
 		o.feed.lost.Add(1)
-		o.feed.roster.mark(w.key)
 	}
-	o.lost.Add(1)
+	o.countLost(w.key)
 	o.queue = append(o.queue, item{lost: w, lane: w.lane.number, batch: batch})
 }
+
+func (o *output) countLost(k deception.SessionKey) {
+	o.lost.Add(1)
+	o.feed.losses.flows[o.number].Add(1)
+	o.mark(k)
+}
+
+// mark notes that the output did not see all of a session.
+func (o *output) mark(k deception.SessionKey) { o.feed.roster.mark(k, 1<<o.number) }
 
 func (o *output) poke() {
 	select {

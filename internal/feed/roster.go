@@ -40,8 +40,8 @@ type known struct {
 	transport  deception.Transport
 	mode       deception.SourceMode
 	reason     deception.EndReason
-	partial    bool
-	forgetting int64 // Unix nanoseconds when its end was told; 0: it runs
+	partial    uint32 // the names of outputs that did not see all of it, see losses
+	forgetting int64  // Unix nanoseconds when its end was told; 0: it runs
 }
 
 // names are the words of a session, which many have in common.
@@ -126,12 +126,17 @@ func (r *rosterShard) forget(now int64) {
 // Find returns what is known of a session. partial says that an output did not
 // see all of it.
 func (f *Feed) Find(k deception.SessionKey) (s deception.Session, partial, ok bool) {
+	s, partly, ok := f.find(k)
+	return s, partly != 0, ok
+}
+
+func (f *Feed) find(k deception.SessionKey) (s deception.Session, partial uint32, ok bool) {
 	r := f.roster.shard(k)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.sessions[k]
 	if e == nil {
-		return s, false, false
+		return s, 0, false
 	}
 	s = deception.Session{
 		ID: e.id, Start: time.Unix(0, e.start), Node: e.names.node, Segment: e.names.segment, Decoy: e.names.decoy,
@@ -146,12 +151,12 @@ func (f *Feed) Find(k deception.SessionKey) (s deception.Session, partial, ok bo
 	return s, e.partial, true
 }
 
-// mark notes that an output did not see all of a session.
-func (r *roster) mark(k deception.SessionKey) {
+// mark notes that outputs did not see all of a session.
+func (r *roster) mark(k deception.SessionKey, names uint32) {
 	shard := r.shard(k)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	if e := shard.sessions[k]; e != nil {
-		e.partial = true
+		e.partial |= names
 	}
 }

@@ -35,7 +35,7 @@ func TestRosterKeepsASessionWhole(t *testing.T) {
 			t.Errorf("known %v, partial %v: %s", ok, partial, diff)
 		}
 	}
-	f.roster.mark(want.ID.Key())
+	f.roster.mark(want.ID.Key(), 1)
 	f.Know(&want)
 	if _, partial, _ := f.Find(want.ID.Key()); !partial {
 		t.Error("that it is partial is forgotten")

@@ -113,6 +113,12 @@ func TestStuckReader(t *testing.T) {
 		if lost {
 			partial++
 		}
+		if _, fifo, _ := f.Of("fifo").Find(s.ID.Key()); fifo != lost {
+			t.Errorf("session %s is lost: %v; to the output that stood still: %v", s.ID, lost, fifo)
+		}
+		if _, file, _ := f.Of("file").Find(s.ID.Key()); file {
+			t.Errorf("session %s is lost to the other output", s.ID)
+		}
 		if s == last && lost {
 			t.Error("a flow that began after all is lost")
 		}
@@ -122,6 +128,9 @@ func TestStuckReader(t *testing.T) {
 	}
 	if lost := f.Lost(); lost != partial {
 		t.Errorf("%d flows are counted as lost, %d are marked", lost, partial)
+	}
+	if fifo, file := f.Of("fifo").Lost(), f.Of("file").Lost(); fifo != partial || file != 0 {
+		t.Errorf("%d flows are lost to one output and %d to the other, want %d and none", fifo, file, partial)
 	}
 	if st := f.Stats(); len(st.Outputs) != 0 {
 		t.Errorf("outputs %+v after the end", st.Outputs)

@@ -169,7 +169,7 @@ func (s *synthesis) meet(w *Flow, p *progress, k kind) {
 		s.out.flows.Add(1)
 	default:
 		s.out.again.Add(1)
-		s.out.feed.roster.mark(w.key)
+		s.out.mark(w.key)
 	}
 }
 
@@ -209,15 +209,14 @@ func (s *synthesis) drop(w *Flow, p *progress) {
 // forgetAll is for a new reader. What the one before had seen of flows that run, or
 // have just ended, is not known; it may have died before it said what it found.
 func (s *synthesis) forgetAll() {
-	f := s.out.feed
 	for _, w := range s.live {
 		s.out.cut.Add(1)
-		f.roster.mark(w.key)
+		s.out.mark(w.key)
 	}
 	for i, e := range s.recent {
 		if e.bytes != 0 && e.bytes+unreadBytes >= s.out.bytes.Load() {
 			s.out.cut.Add(1)
-			f.roster.mark(e.key)
+			s.out.mark(e.key)
 		}
 		s.recent[i] = ended{}
 	}
