@@ -18,6 +18,8 @@ import (
 type feed struct {
 	name    string
 	inspect string // its name in the document; empty: it needs none
+	hop     bool   // it is made at the egress, of what comes from the gateway
+	stream  bool   // it ends with decoynet
 	// record starts to record; what it returns ends that and names the files.
 	record func(ctx context.Context, w *replay.World, dir string) (stop func(context.Context) ([]string, error), err error)
 }
@@ -27,9 +29,18 @@ var feeds = []feed{
 	// What stands on the intruder's own wire is no feed. It shows what is lost to
 	// the way of playing, rather than to a feed.
 	{name: "wire", record: recordWire},
-	{name: "fifo", inspect: "fifo", record: recordFIFO},
+	{name: "fifo", inspect: "fifo", stream: true, record: recordFIFO},
 	{name: "tap", inspect: "tap", record: recordTap},
+	{name: "capture", hop: true, stream: true, record: recordCapture},
 }
+
+// sessions tells whether the frames' MAC addresses hold the session's key.
+func (f *feed) sessions() bool { return f.inspect != "" || f.hop }
+
+// atEgress has an egress show what a gateway sends it, as if the gateway were
+// somebody else's.
+var atEgress = fmt.Sprintf("  nodes: [%s]\n  suricata: off\n  feeds: [fifo]\n  pcap: {size: off}\n  capture: [{interface: %s, ports: [%d]}]\n",
+	replay.EgressNode, replay.Link, replay.EgressPort)
 
 // inspection is the document's section that has flows fed to what is recorded.
 // Nobody but us reads them.
@@ -89,8 +100,16 @@ func recordWire(ctx context.Context, w *replay.World, dir string) (func(context.
 
 // recordFIFO reads the stream that Suricata would.
 func recordFIFO(_ context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
-	file := filepath.Join(dir, "fifo.pcap")
-	p, err := w.Gateway.Start("dd", "if="+filepath.Join(w.Data, "inspect", "feed.fifo"), "of="+file, "bs=1M")
+	return readFIFO(w.Gateway, filepath.Join(dir, "fifo.pcap"))
+}
+
+// recordCapture does so where the flows are taken from the link.
+func recordCapture(_ context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
+	return readFIFO(w.Egress, filepath.Join(dir, "capture.pcap"))
+}
+
+func readFIFO(n *replay.Node, file string) (func(context.Context) ([]string, error), error) {
+	p, err := n.Start("dd", "if="+filepath.Join(n.Data, "inspect", "feed.fifo"), "of="+file, "bs=1M")
 	if err != nil {
 		return nil, fmt.Errorf("read the FIFO: %w", err)
 	}
@@ -108,7 +127,7 @@ func recordFIFO(_ context.Context, w *replay.World, dir string) (func(context.Co
 // recordTap captures on the tap device.
 func recordTap(ctx context.Context, w *replay.World, dir string) (func(context.Context) ([]string, error), error) {
 	file := filepath.Join(dir, "tap.pcap")
-	p, err := tcpdump(ctx, w.Gateway, "vtap0", file)
+	p, err := tcpdump(ctx, w.Gateway.Machine, "vtap0", file)
 	if err != nil {
 		return nil, err
 	}
@@ -143,12 +162,12 @@ func stopTcpdump(ctx context.Context, p *lab.Process) error {
 
 // record plays all captures, and cuts each feed's recording into theirs.
 func (s *session) record(ctx context.Context) (err error) {
-	w, err := replay.NewWorld(ctx, s.plan, s.decoynet)
+	w, err := replay.NewWorld(ctx, s.plan, s.decoynet, slices.ContainsFunc(s.feeds, func(f feed) bool { return f.hop }))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	if err := w.Start(ctx, inspection(s.feeds)); err != nil {
+	if err := w.Start(ctx, inspection(s.feeds), atEgress); err != nil {
 		return err
 	}
 	stops := make([]func(context.Context) ([]string, error), len(s.feeds))
@@ -161,16 +180,33 @@ func (s *session) record(ctx context.Context) (err error) {
 	windows, flows := s.play(ctx, w)
 	fmt.Fprintf(s.w, "played %d captures (%d flows) in %.1f s; %d could not be played\n",
 		len(windows), flows, time.Since(began).Seconds(), len(s.failures))
-	if status, err := w.Status(ctx); err == nil {
-		s.inspected = status["inspect"]
+	s.inspected = map[string]any{}
+	for _, n := range w.Nodes() {
+		if status, err := w.Status(ctx, n); err == nil {
+			s.inspected[n.Name()] = status.Inspect
+		}
+	}
+	// The kernel hands packets to tcpdump a second late, and it leaves what it has
+	// not got when it is told to end. The tap device goes with decoynet.
+	time.Sleep(2 * time.Second)
+	if err := s.finish(ctx, stops, windows, func(f feed) bool { return !f.stream }); err != nil {
+		return err
 	}
 	if err := w.Stop(ctx); err != nil {
 		return err
 	}
-	// The kernel hands packets to tcpdump a second late, and it leaves what it has
-	// not got when it is told to end.
-	time.Sleep(2 * time.Second)
+	if err := s.finish(ctx, stops, windows, func(f feed) bool { return f.stream }); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// finish ends the recordings of some feeds, and cuts them.
+func (s *session) finish(ctx context.Context, stops []func(context.Context) ([]string, error), windows []replay.Played, which func(feed) bool) error {
 	for i, f := range s.feeds {
+		if !which(f) {
+			continue
+		}
 		files, err := stops[i](ctx)
 		if err != nil {
 			return fmt.Errorf("record feed %s: %w", f.name, err)
@@ -179,7 +215,7 @@ func (s *session) record(ctx context.Context) (err error) {
 			return fmt.Errorf("cut feed %s: %w", f.name, err)
 		}
 	}
-	return ctx.Err()
+	return nil
 }
 
 // play plays one capture after the other.
@@ -210,12 +246,15 @@ func (s *session) cut(f feed, files []string, played []replay.Played) error {
 	for _, p := range played {
 		w := script.Window{Begin: p.Begin, Path: s.fed(f, p.Capture)}
 		for i := range p.Capture.Flows {
+			if !p.Begun[i] {
+				continue
+			}
 			client, server := s.plan.OnWire(&p.Capture.Flows[i])
 			w.Flows = append(w.Flows, script.Fed{Client: client, Server: server, Open: p.Open[i]})
 		}
 		windows = append(windows, w)
 	}
-	foreign, err := script.Cut(files, windows, f.inspect != "")
+	foreign, err := script.Cut(files, windows, f.sessions())
 	fmt.Fprintf(s.w, "%s: %d packets of no capture\n", f.name, foreign)
 	return err
 }

@@ -38,7 +38,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.corpus, "corpus", "", "folder of captures; rules beside a capture are in test.rules")
 	flag.StringVar(&o.only, "only", "", "play only captures whose name holds this")
-	flag.StringVar(&o.feeds, "feeds", "fifo,tap", "comma-separated feeds to measure, of "+strings.Join(feedNames(), ", "))
+	flag.StringVar(&o.feeds, "feeds", "fifo,tap,capture", "comma-separated feeds to measure, of "+strings.Join(feedNames(), ", "))
 	flag.StringVar(&o.decoynet, "decoynet", "bin/decoynet", "the binary to measure")
 	flag.StringVar(&o.out, "out", "bench/out", "folder of the JSON file")
 	flag.StringVar(&o.work, "work", "", "folder that keeps recordings and events (default: a temporary one)")
@@ -109,8 +109,8 @@ type session struct {
 	suricata *verdict.Suricata
 	played   []*script.Capture // one of each hash
 	failures map[string]error  // captures that could not be played
-	// inspected is what decoynet said of its feed when all was played.
-	inspected any
+	// inspected is what each node said of its feed when all was played.
+	inspected map[string]any
 }
 
 func newSession(o options, captures []*script.Capture, feeds []feed, w io.Writer) (*session, error) {

@@ -21,6 +21,8 @@ var (
 	zoneGateway       = "198.18.250.1"
 	zoneGateway6      = "fd00:18:250::1"
 	service, service6 = "198.18.250.2", "fd00:18:250::2"
+	// The link between the ingress gateway and the egress, where there are two.
+	linkIngress, linkEgress = "198.18.251.1", "198.18.251.2"
 	// Stand-ins by role: clients' and decoys' are in networks of their own, so that
 	// nobody is looked for on the link who is behind the gateway.
 	standIns4 = [2]netip.Addr{netip.MustParseAddr("198.19.0.0"), netip.MustParseAddr("198.19.1.0")}
@@ -29,6 +31,13 @@ var (
 
 // target is the service's port, whatever the decoy's is.
 const target = 9000
+
+// The machines' names as nodes, and the link between them as the egress sees it.
+const (
+	ingressNode, EgressNode = "gw", "edge"
+	Link                    = "up0"
+	EgressPort              = 7445 // where flows come from the ingress gateway
+)
 
 // Plan says which addresses the captures' flows have on the wire, and in which
 // segment each runs.
@@ -123,20 +132,29 @@ func (p *Plan) segmentOf(client, server netip.AddrPort) int {
 	return p.in[pair{client.Addr(), server.Addr()}]
 }
 
-// Document is the document that decoynet runs by; inspect is its section on
-// analysis, "" for none.
-func (p *Plan) Document(inspect string) string {
+// Document is the document that decoynet runs by on one of the nodes; inspect is
+// its section on analysis, "" for none. hop: the zone is behind an egress on a
+// machine of its own.
+func (p *Plan) Document(node string, hop bool, inspect string) string {
 	var b strings.Builder
+	fmt.Fprintf(&b, "node: %s\nnodes: [{name: %s}, {name: %s}]\n", node, ingressNode, EgressNode)
+	edge := "node: " + ingressNode
+	if hop {
+		// The controller is there for the gateway's certificate.
+		fmt.Fprintf(&b, "controller: {node: %s, listen: \"%[2]s:7443\", urls: [\"https://%[2]s:7443\"]}\n", ingressNode, linkIngress)
+		fmt.Fprintf(&b, "gateways:\n  - {name: ingress, node: %s, listen: \"%s:7444\"}\n", ingressNode, linkIngress)
+		edge = fmt.Sprintf("egress: {node: %s, listen: \"%s:%d\", from: %s}", EgressNode, linkEgress, EgressPort, linkIngress)
+	}
 	b.WriteString("segments:\n")
 	for n, s := range p.segments {
-		fmt.Fprintf(&b, "  - name: lan%d\n    parent: eth%d\n    claim: unchecked\n    subnets:\n", n, n)
+		fmt.Fprintf(&b, "  - name: lan%d\n    node: %s\n    parent: eth%d\n    claim: unchecked\n    subnets:\n", n, ingressNode, n)
 		fmt.Fprintf(&b, "      - {prefix: 198.18.%d.0/24, gateway: 198.18.%d.1}\n", n, n)
 		fmt.Fprintf(&b, "      - {prefix: \"fd00:18:%x::/64\", gateway: \"fd00:18:%x::1\"}\n", n, n)
 		for _, prefix := range s.subnets() {
 			fmt.Fprintf(&b, "      - {prefix: %q}\n", prefix)
 		}
 	}
-	fmt.Fprintf(&b, "zones:\n  - {name: zone, subnet: [%s, %q], link: br-zone}\n", zone4, zone6)
+	fmt.Fprintf(&b, "zones:\n  - {name: zone, subnet: [%s, %q], link: br-zone, %s}\n", zone4, zone6, edge)
 	fmt.Fprintf(&b, "services:\n  - {name: script, zone: zone, address: [%s, %q], ports: [%d, %d/udp]}\n", service, service6, target, target)
 	b.WriteString("decoys:\n")
 	for n, s := range p.segments {

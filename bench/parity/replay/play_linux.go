@@ -26,6 +26,8 @@ type Played struct {
 	// Open are, for each flow, the sides that the capture leaves open, and that were
 	// closed at its end only for the next one's sake.
 	Open [][2]bool
+	// Begun are the flows that were opened: all, unless playing failed.
+	Begun []bool
 }
 
 // flow is a flow that is being played.
@@ -37,7 +39,7 @@ type flow struct {
 // Play plays a capture, step by step in its order: each only when what was sent
 // before has arrived at the other end, so that a relay reads every piece by itself.
 func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
-	p := Played{Capture: c, Begin: time.Now(), Open: make([][2]bool, len(c.Flows))}
+	p := Played{Capture: c, Begin: time.Now(), Open: make([][2]bool, len(c.Flows)), Begun: make([]bool, len(c.Flows))}
 	flows := make([]*flow, len(c.Flows))
 	var err error
 	for i, s := range c.Steps {
@@ -53,7 +55,7 @@ func (w *World) Play(ctx context.Context, c *script.Capture) (Played, error) {
 		if f == nil {
 			continue
 		}
-		p.Open[i] = [2]bool{!f.ended[0], !f.ended[1]}
+		p.Begun[i], p.Open[i] = true, [2]bool{!f.ended[0], !f.ended[1]}
 		for side := range f.sides {
 			if err == nil && !f.ended[side] {
 				err = f.fin(side)
