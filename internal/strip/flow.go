@@ -21,10 +21,11 @@ type flow struct {
 	spoke      [2]bool
 	missing    [2][]span // before next
 	fin        [2]bool
-	firstFIN   int    // whose came first, where there is one
-	acked      bool   // the client's acknowledgement of the handshake was given to the sink
-	size       uint32 // of the header; base[Client]+size is where the data begins
-	far        bool   // the client's numbers are so far on that the header cannot come again
+	end        [2]uint32 // the number of a side's FIN
+	firstFIN   int       // whose came first, where there is one
+	acked      bool      // the client's acknowledgement of the handshake was given to the sink
+	size       uint32    // of the header; base[Client]+size is where the data begins
+	far        bool      // the client's numbers are so far on that the header cannot come again
 
 	hole      int64  // when the server was seen to have what is not in head; 0: never
 	upTo      uint32 // up to where
@@ -188,7 +189,10 @@ func (f *flow) learn(seg *Segment, side int) {
 		if !f.fin[1-side] {
 			f.firstFIN = side
 		}
-		f.fin[side] = true
+		f.fin[side], f.end[side] = true, seg.Seq+uint32(len(seg.Payload))
+		if seg.Has(FlagSYN) {
+			f.end[side]++
+		}
 	}
 }
 

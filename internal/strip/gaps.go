@@ -15,6 +15,9 @@ func (s *Stripper) count(f *flow, side int) {
 	if seg.Has(FlagSYN) {
 		first++
 	}
+	if f.fin[side] && len(seg.Payload) == 0 && first == f.end[side]+1 {
+		first-- // it has ended and only acknowledges: a FIN has a number, and is no byte
+	}
 	s.saw(f, side, first, first+uint32(len(seg.Payload)))
 	if seg.Has(FlagACK) && f.spoke[1-side] {
 		s.acknowledged(f, 1-side, seg.Ack)

@@ -70,7 +70,11 @@ func (c *talk) say(side, from, to, super int) {
 }
 
 func (c *talk) ack(side int) {
-	c.send(side, wireTCP{seq: c.isn[side] + 1 + uint32(len(c.stream[side])), ack: c.acked(side), flags: FlagACK}, 0)
+	seq := c.isn[side] + 1 + uint32(len(c.stream[side]))
+	if c.fin[side] {
+		seq++
+	}
+	c.send(side, wireTCP{seq: seq, ack: c.acked(side), flags: FlagACK}, 0)
 }
 
 func (c *talk) close(side int) {
@@ -380,6 +384,38 @@ func TestHoles(t *testing.T) {
 	s.Expire(int64(time.Second))
 	if st := s.Stats(); st.Gaps != 1 || st.GapBytes != 1000 || st.Flows != 1 {
 		t.Errorf("without a part of the data: %+v", st)
+	}
+}
+
+// One side may end, and acknowledge what the other goes on to say: its FIN's number
+// is no byte of its stream.
+func TestHalfClosed(t *testing.T) {
+	for _, first := range []int{Client, Server} {
+		header := headerOf(intruder, decoy)
+		c := newTalk(gateway4, server4, [2]uint32{0xfffffff0, 900}, append(header, "askaskask"...), []byte("answersanswers"))
+		c.handshake()
+		c.say(Client, 0, len(header), 0)
+		other := 1 - first
+		begin := [2]int{Client: len(header)}
+		c.say(first, begin[first], len(c.stream[first]), 0)
+		c.close(first)
+		half := begin[other] + 4
+		c.say(other, begin[other], half, 0)
+		c.ack(first)
+		c.say(other, half, len(c.stream[other]), 0)
+		c.ack(first)
+		c.close(other)
+		c.ack(first)
+		var s sink
+		st := New(&s, Limits{})
+		feed(st, c.packets)
+		s.check(t, intruder, decoy, []byte("askaskask"), []byte("answersanswers"))
+		if stats := st.Stats(); stats.Gaps != 0 || stats.GapBytes != 0 {
+			t.Errorf("side %d first: counted %+v", first, stats)
+		}
+		if f := s.begun[0]; f.Bytes != [2]uint64{9, 14} {
+			t.Errorf("side %d first: %d bytes", first, f.Bytes)
+		}
 	}
 }
 
