@@ -141,3 +141,34 @@ func BenchmarkFIFO(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOutputSide is what an output pays for a record, by how many lanes told of
+// it at the same time: the merge is the difference.
+func BenchmarkOutputSide(b *testing.B) {
+	for _, lanes := range []int{1, 2, 16} {
+		b.Run(fmt.Sprintf("lanes %d", lanes), func(b *testing.B) {
+			f := New(Config{Lanes: lanes})
+			defer f.Close()
+			o := &output{feed: f, w: discard{}, bit: 1, wake: make(chan struct{}, 1), abort: make(chan struct{})}
+			o.lanes = make([]source, len(f.lanes))
+			o.start(o)
+			var batch []item
+			for lane := range lanes {
+				w := &Flow{feed: f, lane: f.lanes[lane], transport: deception.UDP}
+				s := session(deception.UDP, "192.0.2.7:40001", "198.51.100.4:53")
+				w.header[Client] = frame.NewHeader(deception.UDP, frame.MAC{}, frame.MAC{}, frame.Tags{1}, s.Source, s.Destination)
+				c := &chunk{data: make([]byte, 50)}
+				for i := range chunkRecords {
+					c.records = append(c.records, record{flow: w, at: int64(i), kind: kindData, n: 50})
+				}
+				c.refs.Store(1 << 30)
+				batch = append(batch, item{chunk: c, lane: lane})
+			}
+			items := make([]item, 0, lanes)
+			for b.Loop() {
+				o.writeBatch(append(items[:0], batch...))
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N*lanes*chunkRecords), "ns/record")
+		})
+	}
+}
