@@ -232,7 +232,11 @@ func (s *session) play(ctx context.Context, w *replay.World) (played []replay.Pl
 			fmt.Fprintln(s.w, err)
 		}
 		played = append(played, p)
-		flows += len(c.Flows)
+		for _, begun := range p.Begun {
+			if begun {
+				flows++
+			}
+		}
 		if s.pace > 0 {
 			next = next.Add(time.Duration(float64(len(c.Flows)) * float64(time.Second) / s.pace))
 		}
