@@ -78,7 +78,7 @@ func (r *rosterShard) know(k deception.SessionKey, s *deception.Session, now int
 		r.sessions[k] = e
 	}
 	*e = known{
-		id: s.ID, start: s.Start.UnixNano(), names: r.namesOf(s),
+		id: s.ID, start: s.Start.UnixNano(), names: r.namesOf(s, e.names),
 		source: [2]netip.AddrPort{s.Source, s.SourceNAT}, to: [2]netip.AddrPort{s.Destination, s.DestinationNAT},
 		bytes:     [2]uint64{s.SourceBytes, s.DestinationBytes},
 		transport: s.Transport, mode: s.SourceMode, reason: s.Reason,
@@ -94,11 +94,16 @@ func (r *rosterShard) know(k deception.SessionKey, s *deception.Session, now int
 	}
 }
 
-func (r *rosterShard) namesOf(s *deception.Session) *names {
+// namesOf returns the words of a session; before are those that it had, or nil.
+func (r *rosterShard) namesOf(s *deception.Session, before *names) *names {
 	n := names{node: s.Node, segment: s.Segment, decoy: s.Decoy, service: s.Service, scanner: s.Scanner, path: s.Path}
+	if before != nil && *before == n {
+		return before
+	}
 	same := r.names[n]
 	if same == nil {
-		same = &n
+		same = new(names) // not &n, which would take memory each time
+		*same = n
 		r.names[n] = same
 	}
 	return same
