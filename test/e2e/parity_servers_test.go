@@ -142,7 +142,7 @@ const setprivPostgres = "setpriv --reuid=postgres --regid=postgres --clear-group
 // startServers starts them all, and returns when they answer.
 func startServers(t *testing.T, o *office) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	_, err := o.Linux.Run(ctx, "ip", "address", "add", serversAt+"/24", "dev", "eth0")
 	check(t, err)
@@ -215,13 +215,13 @@ func (s *parityServer) start(ctx context.Context, t *testing.T, m *lab.Machine, 
 			t.Errorf("%s ended: %v", s.name, err)
 		}
 	}
-	return end, lab.Eventually(ctx, 50*time.Second, func() error {
+	return end, lab.Eventually(ctx, 60*time.Second, func() error {
 		select {
 		case <-process.Done():
 			return fmt.Errorf("%s ended: %s", s.name, process.Log())
 		default:
 		}
-		_, err := m.Run(ctx, "timeout", "5", "sh", "-c", fill(s.answers))
+		_, err := m.Run(ctx, "timeout", "20", "sh", "-c", fill(s.answers))
 		return err
 	})
 }

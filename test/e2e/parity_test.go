@@ -180,7 +180,7 @@ func TestSensorSeesFeedAsWire(t *testing.T) {
 		t.Errorf("%d records of files by FTP in the feed, want %d", n, 2*rounds)
 	}
 	compareEvents(t, "alerts", want.Alerts, got.Alerts, 80)
-	compareEvents(t, "records", want.Records, got.Records, 300)
+	compareEvents(t, "records", withoutAnswers(want.Records), withoutAnswers(got.Records), 300)
 	compareEvents(t, "files", want.Files, got.Files, 20)
 	compareEvents(t, "applications", want.Applications, got.Applications, 80)
 }
@@ -201,6 +201,20 @@ func wantVariety(t *testing.T, want, got verdict.Events) {
 			t.Errorf("rule %d has not fired", sid+1)
 		}
 	}
+}
+
+// withoutAnswers cuts what records of files repeat of the request and of its answer.
+// When the server takes its time, the feed has Suricata look at the request before
+// there is an answer; the requests have records of their own.
+func withoutAnswers(records map[string]int) map[string]int {
+	out := map[string]int{}
+	for r, n := range records {
+		if strings.HasPrefix(r, "fileinfo | ") {
+			r, _, _ = strings.Cut(r, `,"stored":`)
+		}
+		out[r] += n
+	}
+	return out
 }
 
 func compareEvents(t *testing.T, what string, want, got map[string]int, least int) {
