@@ -10,6 +10,8 @@ const (
 	chunkBytes   = 256 << 10
 	chunkRecords = 4096
 	recordSize   = 40
+	// flowSize is a Flow, which is kept in memory by the records that wait.
+	flowSize = 400
 	// What fills less than a quarter of a chunk is copied into a smaller one, so
 	// that a queue holds many of them.
 	trimBytes   = chunkBytes / 4
@@ -46,6 +48,7 @@ type record struct {
 type chunk struct {
 	records []record
 	data    []byte
+	flows   int64        // that begin in it
 	refs    atomic.Int32 // the outputs that still need it, and who made it
 }
 
@@ -57,7 +60,7 @@ var chunks = sync.Pool{New: func() any {
 func newChunk() *chunk { return chunks.Get().(*chunk) }
 
 // size is the memory that a chunk holds.
-func (c *chunk) size() int64 { return int64(cap(c.data) + cap(c.records)*recordSize) }
+func (c *chunk) size() int64 { return int64(cap(c.data)+cap(c.records)*recordSize) + c.flows*flowSize }
 
 // release gives a chunk back when it is the last that needed it.
 func (c *chunk) release() {
@@ -71,7 +74,7 @@ func (c *chunk) recycle() {
 		return
 	}
 	clear(c.records) // flows that ended are not kept in memory
-	c.records, c.data = c.records[:0], c.data[:0]
+	c.records, c.data, c.flows = c.records[:0], c.data[:0], 0
 	chunks.Put(c)
 }
 
@@ -103,6 +106,9 @@ func (l *lane) add(r record, data []byte) {
 	}
 	if len(c.records) == 0 {
 		l.feed.soon()
+	}
+	if r.kind == kindBegin {
+		c.flows++
 	}
 	r.begin, r.n = uint32(len(c.data)), uint32(len(data))
 	c.data = append(c.data, data...)
@@ -177,6 +183,7 @@ func (f *Feed) offer(it item) {
 		it.chunk = &chunk{
 			records: append(make([]record, 0, len(c.records)), c.records...),
 			data:    append(make([]byte, 0, len(c.data)), c.data...),
+			flows:   c.flows,
 		}
 		c.recycle()
 		c = it.chunk

@@ -54,7 +54,7 @@ func stats(f *Feed, name string) OutputStats {
 // only, none in part, and nobody waits. When it goes on it sees what was kept, and
 // new flows.
 func TestStuckReader(t *testing.T) {
-	const queue = 3 << 20
+	const queue = 12 << 20
 	sensor, out := newSensor(t, httpRules), newPcapFile(t)
 	fifo, path := newFIFO(t)
 	f := New(Config{Lanes: 2, QueueBytes: queue})
