@@ -86,6 +86,7 @@ type lane struct {
 	mu    sync.Mutex // guards the rest
 	batch uint64     // that chunk is of
 	chunk *chunk     // being filled
+	spare *chunk     // to be filled next; nil: any
 	ended []*Flow    // whose end was told since the last batch
 	// What is left of the batch before, for flush to take.
 	sealed      *chunk
@@ -119,7 +120,10 @@ func (l *lane) add(r record, data []byte) {
 func (l *lane) seal(batch uint64) {
 	l.batch = batch
 	if len(l.chunk.records) > 0 {
-		l.sealed, l.chunk = l.chunk, newChunk()
+		l.sealed, l.chunk, l.spare = l.chunk, l.spare, nil
+		if l.chunk == nil {
+			l.chunk = newChunk()
+		}
 	}
 	l.sealedEnded, l.ended = l.ended, nil
 }
@@ -130,6 +134,9 @@ func (l *lane) take(batch uint64) (c *chunk, ended []*Flow) {
 	defer l.mu.Unlock()
 	if l.batch != batch {
 		l.seal(batch)
+	}
+	if l.spare == nil {
+		l.spare = newChunk() // so that the relay need not make one
 	}
 	c, ended = l.sealed, l.sealedEnded
 	l.sealed, l.sealedEnded = nil, nil
