@@ -246,7 +246,7 @@ func (o *output) run() {
 		}
 		o.note(o.w.Flush())
 		if stopping || o.aborted() {
-			o.nudgeAll(time.Now().UnixNano())
+			o.nudgeAll(time.Now().UnixNano(), 0)
 			o.note(o.w.Flush())
 			return
 		}

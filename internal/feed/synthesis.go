@@ -242,29 +242,35 @@ func (o *output) attend() {
 	}
 	if now-o.nudged >= int64(nudgeAfter) {
 		o.nudged = now
-		o.nudgeAll(now)
+		o.nudgeAll(now, nudgeAfter)
 	}
 	o.keepAlive(now)
 }
 
-// nudgeAll has the reader look at data that nothing came after.
-func (o *output) nudgeAll(at int64) {
-	for i, w := range o.due {
-		o.due[i] = nil
+// nudgeAll has the reader look at data that nothing came after for so long. What
+// came a moment ago waits for the next round: a service's answer is on its way, and
+// Suricata that looks at half a transaction may not look at it again.
+func (o *output) nudgeAll(at int64, quiet time.Duration) {
+	kept := o.due[:0]
+	for _, w := range o.due {
 		p := &w.seen[o.slot]
 		if p.epoch != o.epoch || p.state&stateDead != 0 {
+			continue
+		}
+		if p.state&(stateDue|stateDue1) != 0 && quiet > 0 && at-p.last < int64(quiet) {
+			kept = append(kept, w)
 			continue
 		}
 		p.state &^= stateListed
 		o.clock(at)
 		if err := o.nudge(w, p); err != nil {
-			clear(o.due)
-			o.due = o.due[:0]
+			kept = kept[:0]
 			o.note(err)
-			return
+			break
 		}
 	}
-	o.due = o.due[:0]
+	clear(o.due[len(kept):])
+	o.due = kept
 }
 
 // nudge acknowledges once more on the sides that sent data last. Suricata puts
