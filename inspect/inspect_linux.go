@@ -79,6 +79,7 @@ type Inspector struct {
 	tapName  string
 	swept    bool // tap devices of an earlier process were looked for
 	fifo     *feed.FIFO
+	fifoPath string
 	suricata *suricata.Suricata
 	events   *eve.Reader
 	reads    string // the file that events reads
@@ -199,21 +200,21 @@ func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) 
 		}
 		i.suricata = s
 	}
+	path := filepath.Join(i.cfg.Dir, "feed.fifo")
+	if managed {
+		path = i.suricata.FIFO()
+	}
 	var err error
-	if i.fifo != nil && !want.FIFO {
+	if i.fifo != nil && (!want.FIFO || i.fifoPath != path) {
 		i.fifo = nil
 		err = i.feed.Remove(outputFIFO)
 	}
 	if i.fifo == nil && want.FIFO {
-		path := filepath.Join(i.cfg.Dir, "feed.fifo")
-		if managed {
-			path = i.suricata.FIFO()
-		}
 		fifo, err := feed.NewFIFO(path, i.cfg.Log)
 		if err != nil {
 			return err
 		}
-		i.fifo = fifo
+		i.fifo, i.fifoPath = fifo, path
 		i.feed.Add(outputFIFO, fifo)
 	}
 	if i.suricata == nil {

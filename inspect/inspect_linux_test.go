@@ -18,6 +18,7 @@ import (
 	"decoynet/internal/archive"
 	"decoynet/internal/frame"
 	"decoynet/internal/kernel/netns/netnstest"
+	"decoynet/internal/suricata"
 )
 
 // notes is a recorder.
@@ -156,6 +157,40 @@ func TestOutputsComeAndGo(t *testing.T) {
 	if links = netnstest.Run(t, i.cfg.Host, "ip", "-br", "link"); strings.Contains(links, "vtap") {
 		t.Errorf("links:\n%s", links)
 	}
+}
+
+// A FIFO goes where its reader looks for it: another's Suricata, then ours, then
+// another's again.
+func TestReaderChanges(t *testing.T) {
+	i, n, dir := newInspector(t)
+	theirs, ours := filepath.Join(dir, "feed.fifo"), filepath.Join(dir, "suricata", "feed.fifo")
+	there := func(path string) bool {
+		info, err := os.Stat(path)
+		return err == nil && info.Mode().Type() == os.ModeNamedPipe
+	}
+	external := &deception.Inspect{Suricata: deception.SuricataExternal, FIFO: true}
+	apply(t, i, external)
+	if !there(theirs) {
+		t.Error("no FIFO for a Suricata of others")
+	}
+	apply(t, i, &deception.Inspect{Suricata: deception.SuricataManaged, FIFO: true})
+	eventually(t, "Suricata runs", func() bool { return i.Status().Suricata.State == suricata.Running })
+	if there(theirs) || !there(ours) {
+		t.Error("the FIFO is not where our Suricata reads it")
+	}
+	s := relayed(i, "hello, are you a decoy?")
+	eventually(t, "an alert of ours", func() bool {
+		return slices.ContainsFunc(n.found(), func(f deception.Finding) bool { return f.Alert != nil && f.Session == s.ID })
+	})
+	apply(t, i, external)
+	if !there(theirs) {
+		t.Error("no FIFO for a Suricata of others, after ours")
+	}
+	eventually(t, "ours ends", func() bool {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		return i.suricata.Status().State == suricata.Off
+	})
 }
 
 // A part that cannot be had is named, and the others work.
