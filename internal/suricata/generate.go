@@ -1,11 +1,9 @@
 package suricata
 
 import (
-	"bytes"
-	_ "embed" // the templates below
-	"fmt"
+	_ "embed" // the texts below
 	"strconv"
-	"text/template"
+	"strings"
 
 	"decoynet/deception"
 )
@@ -19,8 +17,6 @@ var ownClasses string
 //go:embed reference.config
 var ownReferences string
 
-var configTemplate = template.Must(template.New("suricata.yaml").Parse(configText))
-
 // root is decoynet's inspect directory as Suricata sees it: an open descriptor. An
 // unprivileged Suricata may not search the directories above, which are root's.
 const root = "/proc/self/fd/3"
@@ -31,17 +27,6 @@ const (
 	streamMemory     = "64mb"
 	reassemblyMemory = "256mb"
 )
-
-// settings fill the template.
-type settings struct {
-	Root                           string
-	Servers, Records, Protocols    []string
-	TLS                            string
-	JA4                            bool
-	StreamMemory, ReassemblyMemory string
-	Depth                          string
-	Rules                          string
-}
 
 // servers are the groups of addresses that rules of others name.
 var servers = []string{
@@ -61,17 +46,27 @@ var protocols = []string{
 
 // configure returns the configuration file for a Suricata that reads the FIFO,
 // with the rules of the given file in its directory.
-func configure(b *Binary, want *deception.Inspect, rules string) ([]byte, error) {
-	s := settings{
-		Root: root, Servers: servers, Records: records, Protocols: protocols, TLS: "{extended: yes}", JA4: b.JA4,
-		StreamMemory: streamMemory, ReassemblyMemory: reassemblyMemory, Depth: strconv.FormatUint(want.Depth, 10), Rules: rules,
-	}
+//
+// Words in double braces are replaced. Package text/template could do it as well, and
+// has the linker keep every method of every type: eight megabytes.
+func configure(b *Binary, want *deception.Inspect, rules string) []byte {
+	tls, ja4 := "{extended: yes}", ""
 	if b.JA4 {
-		s.TLS = "{extended: yes, ja4: on}"
+		tls, ja4 = "{extended: yes, ja4: on}", ", ja4-fingerprints: yes"
 	}
-	var out bytes.Buffer
-	if err := configTemplate.Execute(&out, s); err != nil {
-		return nil, fmt.Errorf("write the configuration of suricata: %w", err)
+	return []byte(strings.NewReplacer(
+		"{{root}}", root, "{{rules}}", rules, "{{depth}}", strconv.FormatUint(want.Depth, 10),
+		"{{servers}}", lines("    ", servers, `: "any"`), "{{records}}", lines("        - ", records, ""),
+		"{{protocols}}", lines("    ", protocols, ": {enabled: yes}"), "{{tls}}", tls, "{{ja4}}", ja4,
+		"{{stream-memory}}", streamMemory, "{{reassembly-memory}}", reassemblyMemory,
+	).Replace(configText))
+}
+
+// lines writes one line for each name.
+func lines(before string, names []string, after string) string {
+	out := make([]string, len(names))
+	for i, name := range names {
+		out[i] = before + name + after
 	}
-	return out.Bytes(), nil
+	return strings.Join(out, "\n")
 }

@@ -75,10 +75,7 @@ func (h *home) child(name string) string { return filepath.Join(h.path, childDir
 
 // write puts a set of rules and a configuration that names it into the directory.
 func (h *home) write(set *ruleset, b *Binary, want *deception.Inspect, rules, config string) error {
-	text, err := configure(b, want, rules)
-	if err != nil {
-		return err
-	}
+	text := configure(b, want, rules)
 	for _, f := range []struct {
 		name string
 		text []byte
