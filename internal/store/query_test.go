@@ -303,6 +303,9 @@ func testReadingWhileWriting(t *testing.T, at place) {
 		}
 		last = len(got)
 		for i, s := range got {
+			if !done && i == last-1 && s.Running() && s.ID == session(base, i).ID {
+				continue // what is queued was written between its start and its end
+			}
 			if want := session(base, i); s.ID != want.ID || s.Decoy != want.Decoy || s.Running() || s.SourceBytes != uint64(i) {
 				t.Fatalf("session %d of %d is %+v", i, last, s)
 			}
