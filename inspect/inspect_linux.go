@@ -75,6 +75,7 @@ type Inspector struct {
 	mu       sync.Mutex // guards the rest
 	want     *deception.Inspect
 	archive  *archive.Archive
+	limits   deception.PCAPLimits // of archive
 	tap      *vtap.Tap
 	tapName  string
 	swept    bool // tap devices of an earlier process were looked for
@@ -137,14 +138,17 @@ func (i *Inspector) applyPackets(want *deception.Inspect) error {
 	case want.PCAP.MaxBytes == 0:
 		return nil
 	case i.archive != nil:
-		i.archive.SetLimits(want.PCAP)
+		if i.limits != want.PCAP { // it waits for the disk
+			i.archive.SetLimits(want.PCAP)
+			i.limits = want.PCAP
+		}
 		return nil
 	}
 	a, err := archive.Open(archive.Config{Dir: i.cfg.Packets, Limits: want.PCAP, Log: i.cfg.Log})
 	if err != nil {
 		return err
 	}
-	i.archive = a
+	i.archive, i.limits = a, want.PCAP
 	i.feed.Add(outputPCAP, a)
 	return nil
 }
