@@ -91,11 +91,11 @@ func NewHeader(transport deception.Transport, fromMAC, toMAC MAC, tags Tags, fro
 	b = append(append(b, source...), destination...)
 	h.n = uint8(len(b))
 	if !h.v6 {
-		h.headerSum = fold(sum(b[h.ip:]))
+		h.headerSum = fold(Sum(b[h.ip:]))
 	}
 	binary.BigEndian.PutUint16(h.ports[:], from.Port())
 	binary.BigEndian.PutUint16(h.ports[2:], to.Port())
-	h.pseudoSum = fold(sum(source) + sum(destination) + sum(h.ports[:]) + uint64(transport))
+	h.pseudoSum = fold(Sum(source) + Sum(destination) + Sum(h.ports[:]) + uint64(transport))
 	return h
 }
 
@@ -156,10 +156,10 @@ func (h *Header) TCP(b []byte, s *Segment) []byte {
 		b = binary.BigEndian.AppendUint16(b, uint16(h.Cut()))
 		b = append(b, synOptions[:]...)
 	}
-	head := sum(b[at+len(h.ports):])
+	head := Sum(b[at+len(h.ports):])
 	b = append(b, s.Data...)
-	total := head + sum(s.Data) + uint64(h.pseudoSum) + uint64(size+len(s.Data))
-	binary.BigEndian.PutUint16(b[at+16:], ^uint16(fold(total)))
+	total := head + Sum(s.Data) + uint64(h.pseudoSum) + uint64(size+len(s.Data))
+	binary.BigEndian.PutUint16(b[at+16:], Checksum(total))
 	return b
 }
 
@@ -175,7 +175,7 @@ func (h *Header) udpHeader(b, data []byte) []byte {
 	length := udpSize + len(data)
 	b = append(b, h.ports[:]...)
 	b = binary.BigEndian.AppendUint16(b, uint16(length))
-	check := ^uint16(fold(sum(data) + uint64(h.pseudoSum) + 2*uint64(length)))
+	check := Checksum(Sum(data) + uint64(h.pseudoSum) + 2*uint64(length))
 	if check == 0 {
 		check = 0xffff // zero means that there is none (RFC 768)
 	}
@@ -194,14 +194,15 @@ func (h *Header) begin(b []byte, size int, id, fragment uint16) []byte {
 	binary.BigEndian.PutUint16(b[ip+2:], length)
 	binary.BigEndian.PutUint16(b[ip+4:], id)
 	binary.BigEndian.PutUint16(b[ip+6:], fragment)
-	check := ^uint16(fold(uint64(h.headerSum) + uint64(length) + uint64(id) + uint64(fragment)))
+	check := Checksum(uint64(h.headerSum) + uint64(length) + uint64(id) + uint64(fragment))
 	binary.BigEndian.PutUint16(b[ip+10:], check)
 	return b
 }
 
-// sum adds the 16-bit words of b (RFC 1071), four at a time: the carries of a sum
-// of 64-bit words are folded away by whoever wants the checksum.
-func sum(b []byte) uint64 {
+// Sum adds the 16-bit words of b (RFC 1071), four at a time: the carries of a sum
+// of 64-bit words are folded away by Checksum. Sums of parts of even length may be
+// added up.
+func Sum(b []byte) uint64 {
 	var total, c uint64
 	for len(b) >= 32 {
 		total, c = bits.Add64(total, binary.BigEndian.Uint64(b), c)
@@ -221,6 +222,9 @@ func sum(b []byte) uint64 {
 	}
 	return fold64(total) + c
 }
+
+// Checksum is the Internet checksum of what was summed up.
+func Checksum(total uint64) uint16 { return ^uint16(fold(total)) }
 
 // fold64 folds a sum of 64-bit words to 32 bits.
 func fold64(s uint64) uint64 {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 )
 
 // mtu is what a packet has at most that is made here: that of Ethernet.
@@ -122,7 +123,7 @@ func (b *builder) packet(s *Segment, size int) (ip, body []byte) {
 		source, destination := s.Source.Addr().As4(), s.Destination.Addr().As4()
 		copy(ip[12:], source[:])
 		copy(ip[16:], destination[:])
-		binary.BigEndian.PutUint16(ip[10:], folded(sum(0, ip[:ip4Size])))
+		binary.BigEndian.PutUint16(ip[10:], frame.Checksum(frame.Sum(ip[:ip4Size])))
 		return ip, ip[ip4Size:]
 	}
 	ip = b.room(ip6Size + size)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 )
 
 // Flags of a TCP header (RFC 9293, section 3.1; CWR: RFC 3168).
@@ -216,29 +217,6 @@ func (s *Segment) ports(b []byte) {
 	s.Destination = netip.AddrPortFrom(s.Destination.Addr(), binary.BigEndian.Uint16(b[2:]))
 }
 
-// sum adds bytes to a ones' complement sum (RFC 1071).
-func sum(total uint64, b []byte) uint64 {
-	for ; len(b) >= 4; b = b[4:] {
-		total += uint64(binary.BigEndian.Uint32(b))
-	}
-	if len(b) >= 2 {
-		total += uint64(binary.BigEndian.Uint16(b))
-		b = b[2:]
-	}
-	if len(b) == 1 {
-		total += uint64(b[0]) << 8
-	}
-	return total
-}
-
-// folded is the checksum of a sum.
-func folded(total uint64) uint16 {
-	for total > 0xffff {
-		total = total>>16 + total&0xffff
-	}
-	return ^uint16(total)
-}
-
 // transportSum is the checksum of a TCP or UDP header and what follows it, with
 // the pseudo-header of its addresses (RFC 9293, section 3.1; RFC 8200, section 8.1).
 func transportSum(source, destination netip.Addr, t deception.Transport, b []byte) uint16 {
@@ -246,11 +224,11 @@ func transportSum(source, destination netip.Addr, t deception.Transport, b []byt
 	for _, a := range [...]netip.Addr{source, destination} {
 		if a.Is4() {
 			four := a.As4()
-			total = sum(total, four[:])
+			total += frame.Sum(four[:])
 		} else {
 			sixteen := a.As16()
-			total = sum(total, sixteen[:])
+			total += frame.Sum(sixteen[:])
 		}
 	}
-	return folded(sum(total, b))
+	return frame.Checksum(total + frame.Sum(b))
 }
