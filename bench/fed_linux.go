@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"decoynet/internal/feed"
 	"decoynet/internal/kernel/route"
 	"decoynet/internal/relay"
+	"decoynet/internal/suricata"
 )
 
 // discard is a recorder: what recording costs is in other figures.
@@ -30,6 +32,9 @@ func (discard) SourceSeen(*deception.SourceSeen) {}
 
 // statsEvery is how often the role writes down what its feed says.
 const statsEvery = 100 * time.Millisecond
+
+// endWithin is how long each part of the role may take to end.
+const endWithin = 5 * time.Second
 
 // fedState is the document of the role's gateway.
 func fedState(spec *subject.FedSpec) *deception.State {
@@ -71,31 +76,28 @@ func runFed(ctx context.Context, args []string) (err error) {
 	if _, err := route.Apply(ctx, zones.Host(), gateway.HostRoutes(state)); err != nil {
 		return fmt.Errorf("fed: %w", err)
 	}
-	var out *feed.Feed
-	var fifo *feed.FIFO
-	if spec.FIFO != "" {
-		out = feed.New(feed.Config{Lanes: runtime.NumCPU(), Depth: spec.Depth})
-		if fifo, err = feed.NewFIFO(spec.FIFO, nil); err != nil {
+	var a analysis
+	if spec.Dir != "" {
+		if err := a.begin(ctx, &spec); err != nil {
 			return fmt.Errorf("fed: %w", err)
 		}
-		out.Add("fifo", fifo)
-		defer func() { err = errors.Join(err, out.Close()) }()
+		defer func() { err = errors.Join(err, a.end()) }()
 	}
-	g := gateway.New(gateway.Config{Node: state.Node, Recorder: discard{}, Feed: gateway.FeedTo(out)})
+	g := gateway.New(gateway.Config{Node: state.Node, Recorder: discard{}, Feed: gateway.FeedTo(a.feed)})
 	g.SetState(state, deception.NewTable(state))
 	engine, err := relay.New(g, relay.Config{Loops: runtime.NumCPU()})
 	if err != nil {
 		return fmt.Errorf("fed: %w", err)
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), endWithin)
 		defer cancel()
 		err = errors.Join(err, engine.Close(ctx), zones.Close(ctx))
 	}()
 	if err := listenEverywhere(engine, spec.Ports); err != nil {
 		return fmt.Errorf("fed: %w", err)
 	}
-	return reportFed(ctx, &spec, out, fifo)
+	return a.report(ctx, &spec)
 }
 
 // listenEverywhere takes connections to every address of the machine, so of every
@@ -121,19 +123,66 @@ func listenEverywhere(engine *relay.Engine, ports []int) error {
 	return engine.Add(&relay.Listener{Name: "bench"}, fds, nil)
 }
 
-func reportFed(ctx context.Context, spec *subject.FedSpec, out *feed.Feed, fifo *feed.FIFO) error {
+// analysis is the gateway's feed with the Suricata at its end, as decoynet has it.
+// The zero value feeds nobody.
+type analysis struct {
+	feed     *feed.Feed
+	fifo     *feed.FIFO
+	suricata *suricata.Suricata
+}
+
+func (a *analysis) begin(ctx context.Context, spec *subject.FedSpec) (err error) {
+	a.suricata, err = suricata.New(suricata.Config{
+		Dir: spec.Dir, Node: "gw", CPUs: []int{spec.CPU},
+		HungAfter: time.Hour, // one that was stopped stays
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.end())
+		}
+	}()
+	if a.fifo, err = feed.NewFIFO(a.suricata.FIFO(), nil); err != nil {
+		return err
+	}
+	a.feed = feed.New(feed.Config{Lanes: runtime.NumCPU(), Depth: spec.Depth})
+	a.feed.Add("fifo", a.fifo)
+	return a.suricata.Apply(ctx, &deception.Inspect{
+		Suricata: deception.SuricataManaged, FIFO: true, Depth: spec.Depth, Rules: []string{spec.Rules}, SystemRules: spec.System,
+	})
+}
+
+func (a *analysis) end() error {
+	var err error
+	if a.feed != nil {
+		a.suricata.Ending()
+		err = a.feed.Close()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endWithin)
+	defer cancel()
+	return errors.Join(err, a.suricata.Close(ctx))
+}
+
+func (a *analysis) stats() subject.FedStats {
+	if a.feed == nil {
+		return subject.FedStats{}
+	}
+	s, su := a.feed.Stats(), a.suricata.Status()
+	st := subject.FedStats{Flows: s.Flows, Lost: s.Lost, Reading: a.fifo.Stats().Reading, PID: su.PID, Problem: cmp.Or(su.Error, su.RulesError)}
+	for _, o := range s.Outputs {
+		st.Frames, st.Queued = st.Frames+o.Frames, st.Queued+o.Queued
+	}
+	return st
+}
+
+// report writes down what there is to say, until ctx ends.
+func (a *analysis) report(ctx context.Context, spec *subject.FedSpec) error {
 	tick := time.NewTicker(statsEvery)
 	defer tick.Stop()
 	for {
-		var st subject.FedStats
-		if out != nil {
-			s := out.Stats()
-			st = subject.FedStats{Flows: s.Flows, Lost: s.Lost, Reading: fifo.Stats().Reading}
-			for _, o := range s.Outputs {
-				st.Frames, st.Queued = st.Frames+o.Frames, st.Queued+o.Queued
-			}
-		}
-		text, err := json.Marshal(st)
+		text, err := json.Marshal(a.stats())
 		if err == nil {
 			err = os.WriteFile(spec.Stats+".new", text, 0o644)
 		}

@@ -180,26 +180,27 @@ func followAlerts(path string) (*alerts, error) {
 	return &alerts{path: path, file: file, seen: map[int]map[flowKey]time.Time{subject.AskedSID: {}, subject.AnsweredSID: {}}}, nil
 }
 
-// look takes what is new and tells whether there was anything.
+// look takes what is new and tells whether there was an alert.
 func (a *alerts) look() (bool, error) {
 	b := make([]byte, 256<<10)
 	n, err := a.file.Read(b)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return false, fmt.Errorf("follow alerts: %w", err)
 	}
-	now := time.Now()
+	now, some := time.Now(), false
 	a.rest = append(a.rest, b[:n]...)
 	for {
 		line, rest, whole := bytes.Cut(a.rest, []byte("\n"))
 		if !whole {
-			return n > 0, nil
+			return some, nil
 		}
 		a.rest = rest
-		a.take(line, now)
+		some = a.take(line, now) || some
 	}
 }
 
-func (a *alerts) take(line []byte, now time.Time) {
+// take tells whether a line was an alert of ours.
+func (a *alerts) take(line []byte, now time.Time) bool {
 	var e struct {
 		Type     string     `json:"event_type"`
 		From     netip.Addr `json:"src_ip"`
@@ -211,7 +212,7 @@ func (a *alerts) take(line []byte, now time.Time) {
 		} `json:"alert"`
 	}
 	if !bytes.Contains(line, []byte(`"event_type":"alert"`)) || json.Unmarshal(line, &e) != nil || a.seen[e.Alert.SID] == nil {
-		return
+		return false
 	}
 	key := flowKey{e.FromPort, e.To}
 	if e.FromPort == subject.PortMixed {
@@ -220,6 +221,7 @@ func (a *alerts) take(line []byte, now time.Time) {
 	if _, known := a.seen[e.Alert.SID][key]; !known {
 		a.seen[e.Alert.SID][key] = now
 	}
+	return true
 }
 
 // watch looks all the time until told to stop, and then until nothing has come for

@@ -7,20 +7,17 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
-	"text/template"
 	"time"
 
 	"decoynet/bench/load"
-	"decoynet/internal/lab"
 )
 
 // Feed is one way of analysing what a gateway relays.
 type Feed struct {
 	Name     string
 	Suricata bool   // one that reads the feed by a FIFO
-	Rules    bool   // with the rules of /etc/suricata/rules besides our own few
+	Rules    bool   // with the rules of /etc/suricata/rules besides decoynet's own
 	Stopped  bool   // it was sent SIGSTOP as soon as it read
 	Depth    uint64 // bytes of each direction of a flow that are fed; 0: no limit
 }
@@ -37,8 +34,8 @@ var Feeds = []Feed{
 	{Name: "stopped", Suricata: true, Stopped: true, Depth: usualDepth},
 }
 
-// FedSpec is what the role "fed" is started with, as JSON: the gateway's relay and
-// its feed, and nothing else of decoynet.
+// FedSpec is what the role "fed" is started with, as JSON: the gateway's relay, its
+// feed and the Suricata that reads it, and nothing else of decoynet.
 type FedSpec struct {
 	Link    string       // towards the service
 	Zone    netip.Prefix // behind it
@@ -46,7 +43,10 @@ type FedSpec struct {
 	From    netip.Addr // the first and the last decoy
 	To      netip.Addr
 	Ports   []int
-	FIFO    string // empty: no feed
+	Dir     string // of Suricata, which reads the feed; empty: no feed
+	CPU     int    // that Suricata has for itself
+	Rules   string // a file of them, besides decoynet's own
+	System  bool   // the system's rules as well
 	Depth   uint64
 	Stats   string // the file into which FedStats are written several times a second
 }
@@ -55,7 +55,9 @@ type FedSpec struct {
 type FedStats struct {
 	Flows, Lost, Frames uint64
 	Queued              int64
-	Reading             bool // there is somebody at the FIFO
+	Reading             bool   // there is somebody at the FIFO
+	PID                 int    // of Suricata
+	Problem             string // with it
 }
 
 // PortMixed is where the service of mixed flows listens.
@@ -83,7 +85,10 @@ func (f Feed) run(ctx context.Context, self string, s *Site, start Start) error 
 		From: s.targets[0], To: s.targets[len(s.targets)-1], Depth: f.Depth, Stats: fedFile(s, "stats.json"),
 	}
 	if f.Suricata {
-		spec.FIFO = fedFile(s, "feed.fifo")
+		spec.Dir, spec.CPU, spec.Rules, spec.System = fedFile(s, "inspect"), SuricataCPU, fedFile(s, "bench.rules"), f.Rules
+		if err := os.WriteFile(spec.Rules, []byte(suricataRules), 0o644); err != nil {
+			return fmt.Errorf("write rules: %w", err)
+		}
 	}
 	text, err := json.Marshal(spec)
 	if err != nil {
@@ -95,19 +100,15 @@ func (f Feed) run(ctx context.Context, self string, s *Site, start Start) error 
 	if err := await(ctx, func() error { _, err := StatsOf(s); return err }); err != nil || !f.Suricata {
 		return err
 	}
-	p, err := f.suricata(s)
-	if err != nil {
-		return err
-	}
-	err = await(ctx, func() error {
-		st, err := StatsOf(s)
-		if err == nil && !st.Reading {
-			err = fmt.Errorf("nobody reads the feed: %s", p.Log())
+	var st FedStats
+	err = await(ctx, func() (err error) {
+		if st, err = StatsOf(s); err == nil && !st.Reading {
+			err = fmt.Errorf("nobody reads the feed: %s", st.Problem)
 		}
 		return err
 	})
 	if err == nil && f.Stopped {
-		err = syscall.Kill(p.PID(), syscall.SIGSTOP)
+		err = syscall.Kill(st.PID, syscall.SIGSTOP)
 	}
 	return err
 }
@@ -137,7 +138,7 @@ func StatsOf(s *Site) (FedStats, error) {
 }
 
 // EventsOf is where Suricata writes what it finds at a site.
-func EventsOf(s *Site) string { return fedFile(s, "eve.json") }
+func EventsOf(s *Site) string { return fedFile(s, "inspect/suricata/eve.json") }
 
 func fedFile(s *Site, name string) string { return filepath.Join(s.Gateway.Dir(), name) }
 
@@ -151,43 +152,3 @@ const (
 var suricataRules = fmt.Sprintf(`alert tcp any any -> any any (msg:"asked"; flow:to_server,established; content:"%s"; sid:%d;)
 alert tcp any any -> any any (msg:"answered"; flow:to_client,established; content:"%s"; sid:%d;)
 `, AskedMark, AskedSID, AnsweredMark, AnsweredSID)
-
-var suricataConfig = template.Must(template.New("suricata.yaml").Parse(`%YAML 1.1
----
-vars:
-  address-groups: {HOME_NET: "any", EXTERNAL_NET: "any", HTTP_SERVERS: "any", SMTP_SERVERS: "any", SQL_SERVERS: "any", DNS_SERVERS: "any", TELNET_SERVERS: "any", AIM_SERVERS: "any", DC_SERVERS: "any", DNP3_SERVER: "any", DNP3_CLIENT: "any", MODBUS_CLIENT: "any", MODBUS_SERVER: "any", ENIP_CLIENT: "any", ENIP_SERVER: "any"}
-  port-groups: {HTTP_PORTS: "80", SHELLCODE_PORTS: "!80", ORACLE_PORTS: 1521, SSH_PORTS: 22, DNP3_PORTS: 20000, MODBUS_PORTS: 502, FILE_DATA_PORTS: "80", FTP_PORTS: 21, GENEVE_PORTS: 6081, VXLAN_PORTS: 4789, TEREDO_PORTS: 3544}
-default-log-dir: {{.Dir}}
-outputs:
-  - eve-log:
-      enabled: yes
-      filetype: regular
-      filename: eve.json
-      ethernet: yes
-      community-id: true
-      types: [alert, http, tls, ssh, files]
-stream: {memcap: 256mb, reassembly: {memcap: 512mb, depth: 1mb}}
-flow: {memcap: 256mb, hash-size: 65536, prealloc: 10000}
-app-layer:
-  protocols:
-    http: {enabled: yes}
-    tls: {enabled: yes}
-    ssh: {enabled: yes}
-vlan: {use-for-tracking: true}
-classification-file: /etc/suricata/classification.config
-reference-config-file: /etc/suricata/reference.config
-default-rule-path: {{.Dir}}
-rule-files: [bench.rules{{if .Rules}}, "/etc/suricata/rules/*.rules"{{end}}]
-`))
-
-func (f Feed) suricata(s *Site) (*lab.Process, error) {
-	config, err := writeConfig(s.Gateway, "suricata.yaml", suricataConfig, map[string]any{"Dir": s.Gateway.Dir(), "Rules": f.Rules})
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(fedFile(s, "bench.rules"), []byte(suricataRules), 0o644); err != nil {
-		return nil, fmt.Errorf("write rules: %w", err)
-	}
-	return s.Gateway.Start("taskset", "-c", strconv.Itoa(SuricataCPU),
-		"suricata", "-c", config, "-r", fedFile(s, "feed.fifo"), "-l", s.Gateway.Dir(), "--runmode", "single")
-}
