@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -52,5 +54,19 @@ func TestAlertsAreCounted(t *testing.T) {
 	}
 	if got["whole mixed_flows"] < 20 || got["whole alert_p50"] <= 0 {
 		t.Errorf("figures %v", got)
+	}
+}
+
+// TestAlertsOfAnyPort: an intruder's port may be the one that the service has.
+func TestAlertsOfAnyPort(t *testing.T) {
+	a := alerts{seen: map[int]map[flowKey]time.Time{subject.AskedSID: {}, subject.AnsweredSID: {}}}
+	const line = `{"event_type":"alert","src_ip":"%s","src_port":8000,"dest_ip":"%s","dest_port":8000,"alert":{"signature_id":%d}}`
+	a.take(fmt.Appendf(nil, line, "192.0.2.66", "192.0.2.10", subject.AskedSID), time.Now())
+	a.take(fmt.Appendf(nil, line, "192.0.2.10", "192.0.2.66", subject.AnsweredSID), time.Now())
+	want := flowKey{subject.PortMixed, netip.MustParseAddr("192.0.2.10")}
+	for sid, seen := range a.seen {
+		if _, ok := seen[want]; !ok || len(seen) != 1 {
+			t.Errorf("rule %d: %v", sid, seen)
+		}
 	}
 }

@@ -215,7 +215,7 @@ func (a *alerts) take(line []byte, now time.Time) bool {
 		return false
 	}
 	key := flowKey{e.FromPort, e.To}
-	if e.FromPort == subject.PortMixed {
+	if e.Alert.SID == subject.AnsweredSID { // an intruder's port may be the service's, too
 		key = flowKey{e.ToPort, e.From}
 	}
 	if _, known := a.seen[e.Alert.SID][key]; !known {
