@@ -53,7 +53,19 @@ type segment struct {
 	link     string
 	take     wire.Selection
 	listener *listener // nil while Watch has not made the first one
+	over     []over    // in the order in which they were told
 }
+
+// over is a session whose end was told. Its last packets may still wait in the ring:
+// where its port is used again at once, connection tracking tells of the end in that
+// moment.
+type over struct {
+	session deception.Session
+	told    int64 // Unix nanoseconds
+}
+
+// ringDelay is how long a packet may take from the link to takePacket.
+const ringDelay = time.Second
 
 // Watch has flows of the kernel path to the decoys of a segment fed from now on,
 // as table binds them. link is the segment's interface in the namespace, which must
@@ -160,9 +172,20 @@ func (m *Mirror) Know(s *deception.Session) {
 	}
 	seg.mu.Lock()
 	defer seg.mu.Unlock()
-	seg.stripper.Finish(s.Transport, s.Source, s.Destination, s.End.UnixNano(), s.Reason, func(f *strip.Flow) bool {
-		return f.Value.(*deception.Session).ID == s.ID
-	})
+	seg.over = append(seg.over, over{*s, time.Now().UnixNano()})
+}
+
+// finish ends the flows whose end was told before a time. mu is held.
+func (s *segment) finish(before int64) {
+	n := 0
+	for n < len(s.over) && s.over[n].told < before {
+		ended := &s.over[n].session
+		s.stripper.Finish(ended.Transport, ended.Source, ended.Destination, ended.End.UnixNano(), ended.Reason, func(f *strip.Flow) bool {
+			return f.Value.(*deception.Session).ID == ended.ID
+		})
+		n++
+	}
+	s.over = slices.Delete(s.over, 0, n)
 }
 
 // Stats tells what has been counted, by segment.
@@ -200,12 +223,14 @@ func (s *segment) stats() Stats {
 func (s *segment) takePacket(p *wire.Captured) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.finish(p.At)
 	s.stripper.Take(packetOf(p))
 }
 
 func (s *segment) expire(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.finish(now.Add(-ringDelay).UnixNano())
 	s.stripper.Expire(now.UnixNano())
 }
 
