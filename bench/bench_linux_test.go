@@ -295,7 +295,8 @@ func TestCarriers(t *testing.T) {
 // TestScale runs a small fleet. That the store has every session once is what its
 // deliveries check by themselves.
 func TestScale(t *testing.T) {
-	got := short(t, options{only: "scale", decoynet: build(t)})
+	// Long enough for a commit on a machine that is busy.
+	got := short(t, options{only: "scale", decoynet: build(t), duration: 2 * time.Second})
 	wantFigures(t, got, []string{fleetSubject}, "enrolments", "converged", "steady_sessions", "flood_sessions", "controller_rss", "controller_descriptors")
 }
 

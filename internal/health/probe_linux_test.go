@@ -2,6 +2,7 @@ package health
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -40,7 +41,8 @@ func TestProbe(t *testing.T) {
 	closedRange.Range = true
 	var errs map[Port]error
 	if err := host.Do(func() error {
-		errs = Probe(t.Context(), append(ports, silent, closedRange), 500*time.Millisecond, 0)
+		errs = Probe(t.Context(), append(ports, closedRange), 10*time.Second, 0)
+		maps.Copy(errs, Probe(t.Context(), []Port{silent}, 500*time.Millisecond, 0))
 		return nil
 	}); err != nil {
 		t.Fatal(err)
