@@ -205,7 +205,7 @@ func TestScannersAtFullSpeed(t *testing.T) {
 		{"hping3, one target", []string{"hping3", "--flood", "-S", "-p", "22", "10.66.0.9"}, time.Second, 10_000, false, deception.ScanContact},
 		{"hping3, forged sources", []string{"hping3", "--flood", "-S", "-p", "22", "--rand-source", "10.66.0.9"}, time.Second, 10_000, true, deception.ScanContact},
 		{"hping3, forged datagrams to all", []string{"hping3", "--flood", "--udp", "-p", "161", "--rand-source", "--rand-dest", "-I", "eth0", "10.66.x.x"}, time.Second, 10_000, true, deception.ScanHorizontal},
-		{"as fast as this machine sends", []string{"env", floodEnv + "=eth0 MAC", os.Args[0]}, 30 * time.Second, 100_000, true, deception.ScanHorizontal},
+		{"as fast as this machine sends", []string{"env", floodEnv + "=eth0 MAC", os.Args[0]}, 30 * time.Second, 12_000, true, deception.ScanHorizontal},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for i, arg := range c.tool {
