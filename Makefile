@@ -5,6 +5,10 @@ PKG       ?= ./...
 TESTFLAGS ?=
 # One package's tests, privileged ones included, must be done by then.
 TIMEOUT   ?= 8m
+# Packages tested at the same time: they wait for timers, programs and guests more
+# than they compute. The longest begins first.
+ATONCE    ?= $(shell expr $$(nproc) + 1)
+FIRST     := ./test/e2e
 FUZZTIME  ?= 1m
 SOAKTIME  ?= 5m
 SOAK      ?= sk_lookup,tproxy,relay-aliases
@@ -38,7 +42,7 @@ build: deps-go ## bin/decoynet, static
 	$(GO) build -ldflags '-X main.version=$(VERSION)' -o bin/decoynet ./cmd/decoynet
 
 test: deps-test build ## all tests that this machine can run (as root also the privileged ones); PKG=./relay/... TESTFLAGS=-v
-	$(GO) test -timeout $(TIMEOUT) $(TESTFLAGS) $(PKG)
+	$(GO) test -p $(ATONCE) -timeout $(TIMEOUT) $(TESTFLAGS) $(if $(filter ./...,$(PKG)),$(FIRST)) $(PKG)
 
 race: deps-test build ## the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout $(TIMEOUT) $(TESTFLAGS) $(PKG)
