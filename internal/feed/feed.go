@@ -53,6 +53,7 @@ type Feed struct {
 	losses losses
 	tags   tagTable
 	tuples tupleTable
+	clock  clock
 	dirty  chan struct{} // a lane has something
 	hurry  chan struct{} // a lane has much
 	quit   chan struct{}
@@ -91,6 +92,7 @@ func New(c Config) *Feed {
 	}
 	f.outputs.Store(&[]*output{})
 	f.depth.Store(c.Depth)
+	f.clock.init()
 	f.roster.init()
 	f.tuples.init()
 	go f.flushLazily()

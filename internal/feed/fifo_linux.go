@@ -42,6 +42,7 @@ type FIFO struct {
 	batch   []byte
 	frames  uint64 // in batch
 	last    int64  // the time of the last frame, Unix nanoseconds
+	told    int64  // what time it was for the reader when something was written last
 	wrote   time.Time
 	behind  bool // a reader was lost: the next one knows nothing
 	readers atomic.Uint64
@@ -124,7 +125,8 @@ func (p *FIFO) Flush() error {
 	if err == nil {
 		p.written.Add(p.frames)
 		p.batch, p.frames = p.batch[:0], 0
-		p.wrote = time.Now()
+		now := time.Now()
+		p.told, p.wrote = p.time(now), now
 		return nil
 	}
 	p.lose(err)
@@ -155,10 +157,21 @@ func (p *FIFO) beat(now time.Time) error {
 		return p.restarted()
 	}
 	var b [128]byte
-	p.last = max(p.last, now.Add(-heartbeatBehind).UnixNano())
+	p.last = max(p.last, p.time(now)-int64(heartbeatBehind))
 	p.batch = frame.AppendRecord(p.batch, p.last, frame.AppendHeartbeat(b[:0]))
 	p.frames++
 	return p.Flush()
+}
+
+// time is what time it is for the reader: that of the machine, of the last frame, or
+// what it was when something was written last and as long as that is ago, whichever
+// is latest. It goes on where the machine's clock was set back.
+func (p *FIFO) time(now time.Time) int64 {
+	t := max(now.UnixNano(), p.last)
+	if p.told != 0 {
+		t = max(t, p.told+int64(now.Sub(p.wrote)))
+	}
+	return t
 }
 
 // await waits until there is a reader. It returns ErrRestart once for each but the

@@ -48,8 +48,10 @@ type record struct {
 type chunk struct {
 	records []record
 	data    []byte
-	flows   int64        // that begin in it
-	refs    atomic.Int32 // the outputs that still need it, and who made it
+	flows   int64 // that begin in it
+	// ahead is what is to be added to the times, none of which is later than latest.
+	ahead, latest int64
+	refs          atomic.Int32 // the outputs that still need it, and who made it
 }
 
 // chunks are those to be used again. They are all of the full size.
@@ -195,6 +197,8 @@ func (f *Feed) offer(it item) {
 		c.recycle()
 		c = it.chunk
 	}
+	now, ahead := f.clock.now()
+	c.ahead, c.latest = ahead, now+int64(clockSlack)
 	c.refs.Store(1)
 	for _, o := range *f.outputs.Load() {
 		o.offer(it)

@@ -72,7 +72,7 @@ type output struct {
 	err    error // the last one
 
 	lost, flows, again, cut, frames, bytes, errors atomic.Uint64
-	moved                                          atomic.Int64 // Unix nanoseconds when it last got something done
+	moved                                          atomic.Int64 // when it last got something done, see clock.elapsed
 
 	synthesis
 	merger
@@ -96,7 +96,7 @@ func (f *Feed) Add(name string, w Writer) {
 	if c, ok := w.(io.Closer); ok {
 		o.close = sync.OnceValue(c.Close)
 	}
-	o.moved.Store(time.Now().UnixNano())
+	o.moved.Store(o.feed.clock.elapsed())
 	o.lanes = make([]source, len(f.lanes))
 	o.start(o)
 	f.slots[slot] = o
@@ -174,7 +174,7 @@ func (o *output) offer(it item) {
 
 // room is how much memory the queue may hold now. o.mu is held.
 func (o *output) room() int64 {
-	if few := min(haltedBytes, o.limit/4); o.queued > few && time.Now().UnixNano()-o.moved.Load() > int64(haltedAfter) {
+	if few := min(haltedBytes, o.limit/4); o.queued > few && o.feed.clock.elapsed()-o.moved.Load() > int64(haltedAfter) {
 		return few
 	}
 	return o.limit
@@ -246,14 +246,15 @@ func (o *output) run() {
 		}
 		o.note(o.w.Flush())
 		if stopping || o.aborted() {
-			o.nudgeAll(time.Now().UnixNano(), 0)
+			now, _ := o.feed.clock.now()
+			o.nudgeAll(now, 0)
 			o.note(o.w.Flush())
 			return
 		}
 		select {
 		case <-o.wake:
 		case <-tick.C:
-			o.moved.Store(time.Now().UnixNano())
+			o.moved.Store(o.feed.clock.elapsed())
 			o.attend()
 		case <-o.stop:
 			stopping = true
@@ -291,7 +292,7 @@ func (o *output) aborted() bool {
 
 // took makes room in the queue.
 func (o *output) took(size int64) {
-	o.moved.Store(time.Now().UnixNano())
+	o.moved.Store(o.feed.clock.elapsed())
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.queued -= size

@@ -41,7 +41,7 @@ type known struct {
 	mode       deception.SourceMode
 	reason     deception.EndReason
 	partial    uint32 // the names of outputs that did not see all of it, see losses
-	forgetting int64  // Unix nanoseconds when its end was told; 0: it runs
+	forgetting int64  // when its end was told, see clock.elapsed; 0: it runs
 }
 
 // names are the words of a session, which many have in common.
@@ -65,7 +65,7 @@ func (r *roster) shard(k deception.SessionKey) *rosterShard {
 // The first bytes of its sides are left out.
 func (f *Feed) Know(s *deception.Session) {
 	k := s.ID.Key()
-	f.roster.shard(k).know(k, s, time.Now().UnixNano())
+	f.roster.shard(k).know(k, s, f.clock.elapsed())
 }
 
 func (r *rosterShard) know(k deception.SessionKey, s *deception.Session, now int64) {

@@ -34,12 +34,12 @@ type OutputStats struct {
 func (f *Feed) Stats() Stats {
 	s := Stats{Flows: f.begun.Load(), Running: f.running.Load(), Lost: f.lost.Load(), Bad: f.bad.Load()}
 	for _, o := range *f.outputs.Load() {
-		s.Outputs = append(s.Outputs, o.stats(time.Now()))
+		s.Outputs = append(s.Outputs, o.stats())
 	}
 	return s
 }
 
-func (o *output) stats(now time.Time) OutputStats {
+func (o *output) stats() OutputStats {
 	s := OutputStats{
 		Name: o.name, Flows: o.flows.Load(), Reintroduced: o.again.Load(), Lost: o.lost.Load(), Cut: o.cut.Load(),
 		Frames: o.frames.Load(), Bytes: o.bytes.Load(), Errors: o.errors.Load(),
@@ -50,8 +50,8 @@ func (o *output) stats(now time.Time) OutputStats {
 	if o.err != nil {
 		s.LastError = o.err.Error()
 	}
-	if moved := time.Unix(0, o.moved.Load()); s.Queued > 0 && now.Sub(moved) > stuckAfter {
-		s.StuckSince = moved
+	if still := time.Duration(o.feed.clock.elapsed() - o.moved.Load()); s.Queued > 0 && still > stuckAfter {
+		s.StuckSince = time.Now().Add(-still)
 	}
 	return s
 }

@@ -16,7 +16,7 @@ const (
 	keepAliveRound = 30 * time.Second
 	// nudgeAfter is how long an output waits for what comes after data.
 	nudgeAfter = 100 * time.Millisecond
-	// clockSlack is how much lanes may be behind each other.
+	// clockSlack is how much later than the clock a record may be.
 	clockSlack = time.Second
 )
 
@@ -70,7 +70,6 @@ type synthesis struct {
 	cursor int     // the next one to look at for keepAlive
 	looked int64   // when that was last done
 	last   int64   // the time of the last frame
-	ahead  int64   // what is added to times since the clock was set back
 	ids    uint32  // IPv4 identification
 	buffer []byte
 	quiet  bool // the output is an Archive
@@ -84,16 +83,9 @@ func (s *synthesis) start(o *output) {
 	_, s.quiet = o.w.(Archive)
 }
 
-// clock has a time in order: no frame is older than the one before. Where the
-// machine's clock was set back, time goes on at its pace until it has caught up.
-func (s *synthesis) clock(at int64) {
-	if at >= s.last {
-		s.ahead = 0
-	} else if at+s.ahead < s.last-int64(clockSlack) {
-		s.ahead = s.last - at
-	}
-	s.last = max(s.last, at+s.ahead)
-}
+// until has the next frame be of a time, or of that of the frame before where that
+// is later.
+func (s *synthesis) until(at int64) { s.last = max(s.last, at) }
 
 func (s *synthesis) write(b []byte) error {
 	if err := s.out.w.Frame(s.last, b); err != nil {
@@ -106,7 +98,7 @@ func (s *synthesis) write(b []byte) error {
 
 // writeRecord makes frames of a record of a chunk.
 func (o *output) writeRecord(c *chunk, r *record) {
-	o.clock(r.at)
+	o.until(min(r.at+c.ahead, c.latest))
 	data := c.data[r.begin : r.begin+r.n]
 	err := o.record(r, data)
 	for errors.Is(err, ErrRestart) && !o.aborted() {
@@ -236,10 +228,10 @@ func (o *output) endLost(w *Flow) {
 
 // attend does what is to be done about flows of which nothing is told.
 func (o *output) attend() {
-	now := time.Now().UnixNano()
 	if o.quiet {
 		return
 	}
+	now, _ := o.feed.clock.now()
 	if now-o.nudged >= int64(nudgeAfter) {
 		o.nudged = now
 		o.nudgeAll(now, nudgeAfter)
@@ -262,7 +254,7 @@ func (o *output) nudgeAll(at int64, quiet time.Duration) {
 			continue
 		}
 		p.state &^= stateListed
-		o.clock(at)
+		o.until(at)
 		if err := o.nudge(w, p); err != nil {
 			kept = kept[:0]
 			o.note(err)
@@ -308,7 +300,7 @@ func (o *output) keepAlive(at int64) {
 		if at-p.last < int64(keepAliveAfter) {
 			continue
 		}
-		o.clock(at)
+		o.until(at)
 		p.last = o.last
 		if err := o.segment(w, p, Client, frame.ACK, nil); err != nil {
 			o.note(err)
