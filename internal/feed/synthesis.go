@@ -220,7 +220,11 @@ func (s *synthesis) forgetAll() {
 // endLost ends a flow that the output lost, as it must not take it for idle.
 func (o *output) endLost(w *Flow) {
 	p := &w.seen[o.slot]
-	if p.epoch == o.epoch && p.state&(stateShown|stateDead) == stateShown {
+	if p.epoch != o.epoch { // what is told of it later comes too late
+		*p = progress{epoch: o.epoch, state: stateDead, live: -1}
+		return
+	}
+	if p.state&(stateShown|stateDead) == stateShown {
 		o.note(o.reset(w, p, Server))
 	}
 	o.drop(w, p)

@@ -79,7 +79,7 @@ func (s *synthesis) data(w *Flow, p *progress, r *record, data []byte) error {
 		}
 		data = data[n:]
 	}
-	if p.state&stateListed == 0 {
+	if p.state&stateListed == 0 && !s.quiet {
 		p.state |= stateListed
 		s.due = append(s.due, w)
 	}
