@@ -61,17 +61,18 @@ type Feed struct {
 
 	// Sets of outputs, one bit each: those that there are, those whose queue is
 	// full, those whose queue is half full.
-	mask, full, pressed atomic.Uint32
+	mask, full, pressed atomic.Uint64
 	depth               atomic.Uint64 // see Config
 
 	flushing sync.Mutex    // held by flush
 	filling  atomic.Uint64 // the batch that lanes write to
 	whole    atomic.Uint64 // the last one that was handed over by all lanes
 
-	mu      sync.Mutex // guards the rest
-	slots   [maxOutputs]*output
+	mu      sync.Mutex          // guards the rest
+	slots   [maxOutputs]*output // also those that were removed and do not end
+	added   int                 // outputs so far
 	closed  bool
-	outputs atomic.Pointer[[]*output] // those of slots, for readers without the lock
+	outputs atomic.Pointer[[]*output] // those that there are, for readers without the lock
 
 	begun, lost, bad atomic.Uint64
 	readers          atomic.Uint32 // of all outputs, one after another
@@ -146,7 +147,7 @@ func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 	if lost := full & mask; lost != 0 {
 		f.countLost(s.ID.Key(), lost)
 	}
-	w := &Flow{feed: f, lane: f.lanes[uint(lane)%uint(len(f.lanes)-1)], key: s.ID.Key(), transport: s.Transport}
+	w := &Flow{feed: f, lane: f.lanes[uint(lane)%uint(len(f.lanes)-1)], key: s.ID.Key(), transport: s.Transport, born: f.readers.Load()}
 	w.barred = full & mask
 	w.lost.Store(w.barred)
 	intruder, decoy := frame.Addresses(w.key)
@@ -170,7 +171,7 @@ func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 }
 
 // countLost counts a flow that outputs, a set of bits, lost the first time.
-func (f *Feed) countLost(k deception.SessionKey, outputs uint32) {
+func (f *Feed) countLost(k deception.SessionKey, outputs uint64) {
 	f.lost.Add(1)
 	for _, o := range *f.outputs.Load() {
 		if o.bit&outputs != 0 {

@@ -15,11 +15,12 @@ type Flow struct {
 	key       deception.SessionKey
 	transport deception.Transport
 	tuple     uint64
-	barred    uint32 // the outputs that lost it before it began
+	born      uint32 // the last reader that there was when it began
+	barred    uint64 // the outputs that lost it before it began
 	closed    bool   // guarded by lane.mu
 	header    [2]frame.Header
 	fed       [2]atomic.Uint64 // payload of each side that was fed
-	lost      atomic.Uint32    // the outputs that lost it, one bit each
+	lost      atomic.Uint64    // the outputs that lost it, one bit each
 	seen      [maxOutputs]progress
 }
 

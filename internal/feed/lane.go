@@ -11,7 +11,7 @@ const (
 	chunkRecords = 4096
 	recordSize   = 40
 	// flowSize is a Flow, which is kept in memory by the records that wait.
-	flowSize = 400
+	flowSize = 416
 	// What fills less than a quarter of a chunk is copied into a smaller one, so
 	// that a queue holds many of them.
 	trimBytes   = chunkBytes / 4

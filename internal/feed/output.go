@@ -57,8 +57,9 @@ type output struct {
 	name   string
 	w      Writer
 	slot   int
-	bit    uint32
-	number int // of its name, see losses
+	bit    uint64
+	number int  // of its name, see losses
+	gone   bool // it was removed; guarded by feed.mu
 	wake   chan struct{}
 	stop   chan struct{} // closed: write what waits, and end
 	abort  chan struct{} // closed: end
@@ -89,7 +90,7 @@ func (f *Feed) Add(name string, w Writer) {
 		return
 	}
 	o := &output{
-		feed: f, name: name, w: w, slot: slot, bit: 1 << slot, number: f.losses.number(name),
+		feed: f, name: name, w: w, slot: slot, bit: f.newBit(), number: f.losses.number(name),
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), abort: make(chan struct{}), done: make(chan struct{}),
 		close: func() error { return nil },
 	}
@@ -104,16 +105,28 @@ func (f *Feed) Add(name string, w Writer) {
 	go o.run()
 }
 
+// newBit returns the bit of an output. It is not that of one before in the same
+// slot: flows that run know which outputs lost them. f.mu is held.
+func (f *Feed) newBit() uint64 {
+	for {
+		bit := uint64(1) << (f.added % 64)
+		f.added++
+		if f.mask.Load()&bit == 0 {
+			return bit
+		}
+	}
+}
+
 // Remove ends an output: it writes what waits for it, if that does not take long,
 // and is closed.
 func (f *Feed) Remove(name string) error {
 	f.flush()
 	f.mu.Lock()
 	var gone []*output
-	for i, o := range f.slots {
-		if o != nil && o.name == name {
+	for _, o := range f.slots {
+		if o != nil && !o.gone && o.name == name {
 			gone = append(gone, o)
-			f.slots[i] = nil
+			o.gone = true
 		}
 	}
 	f.arrange()
@@ -124,17 +137,27 @@ func (f *Feed) Remove(name string) error {
 // takeAll removes all outputs. f.mu is held.
 func (f *Feed) takeAll() []*output {
 	all := *f.outputs.Load()
-	f.slots = [maxOutputs]*output{}
+	for _, o := range all {
+		o.gone = true
+	}
 	f.arrange()
 	return all
+}
+
+// vacate gives the slot of an output that has ended to the next one. Until then
+// that would write to the same places of flows.
+func (f *Feed) vacate(o *output) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.slots[o.slot] = nil
 }
 
 // arrange tells everybody which outputs there are. f.mu is held.
 func (f *Feed) arrange() {
 	var all []*output
-	var mask uint32
+	var mask uint64
 	for _, o := range f.slots {
-		if o != nil {
+		if o != nil && !o.gone {
 			all = append(all, o)
 			mask |= o.bit
 		}
@@ -235,6 +258,7 @@ func (o *output) poke() {
 // run makes frames of what waits, until the output is ended.
 func (o *output) run() {
 	defer close(o.done)
+	defer o.feed.vacate(o)
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var items []item
@@ -278,6 +302,7 @@ func (o *output) take(items []item, all bool) []item {
 	}
 	clear(o.queue[len(left):])
 	o.queue = left
+	o.ease()
 	return items
 }
 
@@ -296,7 +321,12 @@ func (o *output) took(size int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.queued -= size
-	if o.queued <= o.limit/2 {
+	o.ease()
+}
+
+// ease has flows taken again where the queue has room. o.mu is held.
+func (o *output) ease() {
+	if o.queued <= o.limit/2 && (o.feed.full.Load()|o.feed.pressed.Load())&o.bit != 0 {
 		o.feed.full.And(^o.bit)
 		o.feed.pressed.And(^o.bit)
 	}

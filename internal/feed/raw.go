@@ -65,7 +65,7 @@ func (f *Feed) Frame(s *deception.Session, side int, at int64, ip []byte) {
 }
 
 func (f *Feed) newRaw(s *deception.Session, key deception.SessionKey, v6 bool) *Flow {
-	w := &Flow{feed: f, lane: f.lanes[len(f.lanes)-1], key: key, transport: s.Transport}
+	w := &Flow{feed: f, lane: f.lanes[len(f.lanes)-1], key: key, transport: s.Transport, born: f.readers.Load()}
 	intruder, decoy := frame.Addresses(key)
 	tags := f.tags.of(s.Node, s.Segment)
 	w.header[Client] = frame.NewPacketHeader(intruder, decoy, tags, v6)

@@ -63,7 +63,8 @@ const (
 // goroutine.
 type synthesis struct {
 	out    *output
-	epoch  uint32
+	epoch  uint32  // the reader that there is
+	first  uint32  // the one that the output began with
 	live   []*Flow // TCP flows that are open
 	due    []*Flow // those with data that nothing came after
 	nudged int64   // when they were last looked at
@@ -78,7 +79,8 @@ type synthesis struct {
 }
 
 func (s *synthesis) start(o *output) {
-	s.out, s.epoch = o, o.feed.nextEpoch()
+	s.out, s.first = o, o.feed.nextEpoch()
+	s.epoch = s.first
 	s.buffer = make([]byte, 0, 2048)
 	_, s.quiet = o.w.(Archive)
 }
@@ -151,7 +153,7 @@ func (s *synthesis) record(r *record, data []byte) error {
 
 // meet begins with a flow that the reader knows nothing of.
 func (s *synthesis) meet(w *Flow, p *progress, k kind) {
-	again := p.epoch != 0
+	again := p.epoch >= s.first || w.born < s.first // to an earlier reader, or before the output was there
 	*p = progress{epoch: s.epoch, live: -1}
 	switch {
 	case w.barred&s.out.bit != 0, k != kindBegin && w.lost.Load()&s.out.bit != 0, k > kindFin && k != kindPacket && again:
