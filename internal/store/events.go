@@ -45,7 +45,7 @@ func (r *Reader) eventListing(f EventFilter) *listing[deception.Event] {
 	return &listing[deception.Event]{
 		r: r, table: "event",
 		query: `SELECT id, time, kind, node, segment, decoy, session,
-			source, source_port, destination, destination_port, message, seq FROM event WHERE `,
+			source, source_port, destination, destination_port, message, seq FROM event `,
 		where: f.where, limit: f.Limit, after: f.After,
 		parse: func(row *rowReader) deception.Event {
 			return deception.Event{

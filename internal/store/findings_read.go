@@ -88,8 +88,9 @@ func (r *Reader) findingListing(f FindingFilter) *listing[deception.Finding] {
 	l := &listing[deception.Finding]{
 		r: r, table: "finding",
 		query: `SELECT id, session, time, node, kind, application, transport, ` + r.back.endpoint("source") + `, ` +
-			r.back.endpoint("destination") + `, rule, to_service, feed_lost, partial, scanner, document, seq FROM finding WHERE `,
+			r.back.endpoint("destination") + `, rule, to_service, feed_lost, partial, scanner, document, seq FROM finding `,
 		where: func(a *arguments) string { return f.where(r.back, a) },
+		by:    func(ctx context.Context) (route, error) { return r.findingRoute(ctx, &f) },
 		limit: f.Limit, after: f.After,
 		parse: parseFinding,
 		id:    func(v *deception.Finding) deception.SessionID { return v.ID },

@@ -13,9 +13,12 @@ import (
 type listing[T any] struct {
 	r     *Reader
 	table string
-	query string // SELECT ... FROM table WHERE
+	query string // SELECT ... FROM table
 	// where writes the conditions, without those on identifier and number.
 	where func(a *arguments) string
+	// by tells how what the conditions choose is found in the order of identifiers
+	// without reading the whole table; nil: that is the way.
+	by func(ctx context.Context) (route, error)
 	// limit is the greatest number of things: the newest ones or, with after,
 	// the oldest behind it.
 	limit int
@@ -26,6 +29,13 @@ type listing[T any] struct {
 	keep  func(*T) bool // what the conditions do not say; nil: all
 	// fill sets what things have from other tables; nil: nothing.
 	fill func(ctx context.Context, things []T) error
+}
+
+// route is an index and what it wants said before it can be used. It repeats or
+// narrows the conditions.
+type route struct {
+	index string // empty: as the database likes
+	where func(a *arguments) string
 }
 
 const lastSeq = 1<<63 - 1
@@ -44,7 +54,8 @@ func (l *listing[T]) watch(ctx context.Context, yield func(T) bool) error {
 	defer tick.Stop()
 	for {
 		var a arguments
-		text := l.query + "seq > " + a.add(seq) + " AND " + l.where(&a) + " ORDER BY seq LIMIT " + a.add(int64(pageRows))
+		text := l.query + l.r.back.hint("") + " WHERE seq > " + a.add(seq) + " AND " + l.where(&a) +
+			" ORDER BY seq LIMIT " + a.add(int64(pageRows))
 		p, err := l.read(ctx, text, a.values)
 		if err != nil {
 			return err
@@ -72,14 +83,18 @@ func (l *listing[T]) until(ctx context.Context, seq int64, yield func(T) bool) e
 	newest := l.limit > 0 && l.after.IsZero()
 	from, to, left := l.after, lastID, l.limit
 	var kept []T
+	way, err := l.route(ctx)
+	if err != nil {
+		return err
+	}
 	for {
 		rows := pageRows
 		if l.limit > 0 && l.keep == nil {
 			rows = min(rows, left)
 		}
 		var a arguments
-		text := l.query + "id > " + a.add(l.r.back.key(from)) + " AND id < " + a.add(l.r.back.key(to)) +
-			" AND seq <= " + a.add(seq) + " AND " + l.where(&a) + " ORDER BY id " + order(newest) + " LIMIT " + a.add(int64(rows))
+		text := l.query + way.index + " WHERE id > " + a.add(l.r.back.key(from)) + " AND id < " + a.add(l.r.back.key(to)) +
+			" AND seq <= " + a.add(seq) + " AND " + way.where(&a) + " AND " + l.where(&a) + " ORDER BY id " + order(newest) + " LIMIT " + a.add(int64(rows))
 		p, err := l.read(ctx, text, a.values)
 		if err != nil {
 			return err
@@ -105,6 +120,22 @@ func (l *listing[T]) until(ctx context.Context, seq int64, yield func(T) bool) e
 		}
 		from = p.last
 	}
+}
+
+// route is the listing's, with the hint to the database as its index.
+func (l *listing[T]) route(ctx context.Context) (way route, err error) {
+	if l.by != nil {
+		if way, err = l.by(ctx); err != nil {
+			return way, err
+		}
+	}
+	if way.index != "" {
+		way.index = l.r.back.hint(way.index)
+	}
+	if way.where == nil {
+		way.where = func(*arguments) string { return "TRUE" }
+	}
+	return way, nil
 }
 
 func handed[T any](things []T, yield func(T) bool) bool {

@@ -20,7 +20,7 @@ import (
 
 const (
 	// postgresVersion is the newest migration.
-	postgresVersion = 3
+	postgresVersion = 4
 	// postgresTable holds which migrations were applied. It has a name of its
 	// own because others keep their tables in the same database.
 	postgresTable = "store_migration"
@@ -150,7 +150,11 @@ func (b *postgresBackend) version(ctx context.Context, db *sql.DB) (version int,
 }
 
 func (b *postgresBackend) read() (*sql.DB, error) {
-	db := b.db()
+	// A plan that is kept is one for any value, and most values of a column are
+	// others than people look for: the index that leads to these would stay unused.
+	cfg := b.cfg.Copy()
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	db := stdlib.OpenDB(*cfg)
 	db.SetMaxIdleConns(1)
 	version, err := b.version(context.Background(), db)
 	switch {
@@ -182,6 +186,10 @@ func (b *postgresBackend) key(id deception.SessionID) any { return [16]byte(id) 
 
 func (b *postgresBackend) within(a *arguments, network netip.Prefix) string {
 	return "source <<= " + a.add(network.Masked())
+}
+
+func (b *postgresBackend) from(a *arguments, addr netip.Addr) string {
+	return "source = " + a.add(addr.WithZone(""))
 }
 
 // hopeless is true for what the SQL standard calls a data exception (class 22),

@@ -58,7 +58,7 @@ func (w *writer) probes(told map[deception.SessionID]*deception.Probe) error {
 	for part := range slices.Chunk(ids, manyIDs) {
 		var a arguments
 		have := make(map[deception.SessionID]deception.Probe, len(part))
-		err := w.conn.query(selectProbe+"id IN ("+a.keys(w.back, padded(part))+")", a.values, func(values []any) error {
+		err := w.conn.query(selectProbe+"WHERE id IN ("+a.keys(w.back, padded(part))+")", a.values, func(values []any) error {
 			row := rowReader{values: values}
 			p := parseProbe(&row)
 			have[p.ID] = p
@@ -113,7 +113,7 @@ func (w *writer) endSilentProbes(now time.Time) error {
 
 const selectProbe = `SELECT id, start, finish, last, node, segment, source, source_mac, sources, kind,
 	arp, ping, syn, datagram, addresses, ports, approximate, first, first_port, latest, latest_port, scanner, seq
-	FROM probe WHERE `
+	FROM probe `
 
 // parseProbe takes the columns of selectProbe but the last.
 func parseProbe(row *rowReader) (p deception.Probe) {

@@ -175,6 +175,18 @@ func (q *query) byID(ctx context.Context, ids []deception.SessionID) ([]deceptio
 	return page, err
 }
 
+// identifiers returns those of the newest sessions with the wanted names.
+func (q *query) identifiers(ctx context.Context, most int) (out []deception.SessionID, err error) {
+	var a arguments
+	text := "SELECT id FROM session WHERE " + q.f.where(q.r.back, q.bindings, &a) + " ORDER BY id DESC LIMIT " + a.add(int64(most))
+	err = q.r.each(ctx, text, a.values, func(values []any) error {
+		row := rowReader{values: values}
+		out = append(out, row.id())
+		return row.err
+	})
+	return out, err
+}
+
 // older returns the identifiers before from of sessions that still ran at
 // Since, in order.
 func (q *query) older(ctx context.Context, from deception.SessionID) ([]deception.SessionID, error) {

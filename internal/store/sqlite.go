@@ -21,7 +21,7 @@ import (
 )
 
 // sqliteVersion is what the newest migration leaves in PRAGMA user_version.
-const sqliteVersion = 4
+const sqliteVersion = 5
 
 // busyTimeout is short because the recorder itself tries again, and has to
 // notice in between that it is to stop.
@@ -162,7 +162,12 @@ func (b *sqliteBackend) endpoint(column string) string { return column }
 
 // hint is needed because without statistics SQLite takes the primary key
 // rather than a partial index that leads to a handful of rows.
-func (b *sqliteBackend) hint(index string) string { return "INDEXED BY " + index }
+func (b *sqliteBackend) hint(index string) string {
+	if index == "" {
+		return "NOT INDEXED"
+	}
+	return "INDEXED BY " + index
+}
 
 func (b *sqliteBackend) key(id deception.SessionID) any { return id[:] }
 
@@ -171,7 +176,20 @@ func (b *sqliteBackend) within(a *arguments, network netip.Prefix) string {
 		return "typeof(source) = 'text'"
 	}
 	r := deception.RangeOf(network)
-	return "source BETWEEN " + a.add(endpoint4(r.From, 0)) + " AND " + a.add(endpoint4(r.To, 65535))
+	between := "source BETWEEN " + a.add(endpoint4(r.From, 0)) + " AND " + a.add(endpoint4(r.To, 65535))
+	if r.From.IsUnspecified() { // column writes port 0 of it as text
+		return "(" + between + " OR typeof(source) = 'text')"
+	}
+	return between
+}
+
+// from repeats the index's expression word for word, or it would not be used.
+func (b *sqliteBackend) from(a *arguments, addr netip.Addr) string {
+	var v any = addr.WithZone("").String()
+	if addr.Is4() {
+		v = endpoint4(addr, 0) >> 16
+	}
+	return "CASE typeof(source) WHEN 'integer' THEN source >> 16 ELSE substr(source, 1, instr(source, ' ') - 1) END = " + a.add(v)
 }
 
 func endpoint4(a netip.Addr, port int64) int64 {

@@ -80,7 +80,8 @@ type backend interface {
 type dialect interface {
 	// columns lists what parseSession takes, of the table session.
 	columns() string
-	// hint names an index where the database has to be told which one to use.
+	// hint names an index where the database has to be told which one to use;
+	// empty: none but the row's number.
 	hint(index string) string
 	// key is an identifier as an argument of a statement.
 	key(id deception.SessionID) any
@@ -89,6 +90,9 @@ type dialect interface {
 	// within writes the condition that the intruder's address lies in the
 	// network. It may let more pass (Filter.matches looks again), never less.
 	within(a *arguments, network netip.Prefix) string
+	// from writes the condition that the intruder's address is this one, as the
+	// index finding_source has it.
+	from(a *arguments, addr netip.Addr) string
 }
 
 // connection is a backend's connection that writes. It belongs to one goroutine.

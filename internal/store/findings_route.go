@@ -1,0 +1,62 @@
+package store
+
+import (
+	"context"
+
+	"decoynet/deception"
+)
+
+// From how many sessions on that carry wanted names, and from how many findings of
+// theirs on, some are met soon enough where all findings are read.
+const (
+	manySessions = 1000
+	manyFindings = 20_000
+)
+
+// findingRoute chooses the index that leads to the fewest findings. Who asks without
+// saying since when would else wait for the whole table to be read, just where next
+// to nothing is found in it.
+func (r *Reader) findingRoute(ctx context.Context, f *FindingFilter) (route, error) {
+	switch {
+	case !f.Session.IsZero():
+		return route{index: "finding_session"}, nil
+	case f.Source.IsSingleIP() && !f.Source.Addr().IsUnspecified(): // which column writes in a way of its own
+		return route{"finding_source", func(a *arguments) string { return r.back.from(a, f.Source.Addr()) }}, nil
+	case f.Scanner != "":
+		return route{"finding_scanner", func(*arguments) string { return "scanner <> ''" }}, nil
+	}
+	if f.Since.IsZero() && (f.Segment != "" || f.Decoy != "" || f.Service != "") {
+		if way, ok, err := r.routeByName(ctx, f); ok || err != nil {
+			return way, err
+		}
+	}
+	if f.Kind != "" && f.Kind != deception.KindFlow {
+		return route{"finding_kind", func(*arguments) string { return "kind <> 'flow'" }}, nil
+	}
+	return route{}, nil
+}
+
+// routeByName leads over the sessions that carry the names, unless these are many.
+func (r *Reader) routeByName(ctx context.Context, f *FindingFilter) (way route, ok bool, err error) {
+	q, err := r.compile(ctx, Filter{Segment: f.Segment, Decoy: f.Decoy, Service: f.Service})
+	if err != nil {
+		return way, false, err
+	}
+	var ids []deception.SessionID
+	if q != nil {
+		if ids, err = q.identifiers(ctx, manySessions); err != nil || len(ids) == manySessions {
+			return way, false, err
+		}
+	}
+	if len(ids) == 0 {
+		return route{where: func(*arguments) string { return "FALSE" }}, true, nil
+	}
+	var a arguments
+	var findings int64
+	err = r.db.QueryRowContext(ctx, "SELECT CAST(coalesce(sum(findings), 0) AS bigint) FROM analysis WHERE session IN ("+a.keys(r.back, ids)+")",
+		a.values...).Scan(&findings)
+	if err != nil || findings > manyFindings {
+		return way, false, err
+	}
+	return route{"finding_session", func(a *arguments) string { return "session IN (" + a.keys(r.back, ids) + ")" }}, true, nil
+}
