@@ -33,6 +33,7 @@ const (
 	EventInspectFailed   EventKind = "inspect-failed"   // Suricata does not run: flows are not analysed
 	EventInspectRestored EventKind = "inspect-restored" // it runs again
 	EventRulesRefused    EventKind = "rules-refused"    // new rules are wrong; those before them stay
+	EventFindingsMissed  EventKind = "findings-missed"  // Suricata's events were gone, or damaged, before they were read
 )
 
 // Event is something that happened to the deception network itself.

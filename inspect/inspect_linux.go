@@ -254,10 +254,19 @@ func (i *Inspector) applyEvents(want *deception.Inspect) error {
 	view := i.feed.Of(sees)
 	i.events = eve.New(eve.Config{
 		Path: path, Checkpoint: filepath.Join(i.cfg.Dir, checkpointOf(want)), FromEnd: want.Suricata == deception.SuricataExternal,
-		Node: i.cfg.Node, Sessions: view, Deliver: i.deliver, Lost: view.Lost, Log: i.cfg.Log,
+		Node: i.cfg.Node, Sessions: view, Deliver: i.deliver, Missed: i.missed, Lost: view.Lost, Log: i.cfg.Log,
 	})
 	i.passed.Store(i.events)
 	return nil
+}
+
+// missed tells of events that cannot be read any more.
+func (i *Inspector) missed(why error) {
+	now := time.Now()
+	i.cfg.Recorder.Event(&deception.Event{
+		ID: deception.NewSessionID(now), Time: now, Kind: deception.EventFindingsMissed, Node: i.cfg.Node,
+		Message: "events of Suricata may not have been read: " + why.Error(),
+	})
 }
 
 // checkpointOf names the file in which the place in Suricata's events is noted. It

@@ -26,6 +26,7 @@ type notes struct {
 	mu       sync.Mutex // guards the rest
 	full     bool
 	findings []deception.Finding
+	events   []deception.Event
 }
 
 func (n *notes) Finding(f *deception.Finding) {
@@ -40,7 +41,12 @@ func (n *notes) Room() bool {
 	return !n.full
 }
 
-func (n *notes) Event(*deception.Event)     {}
+func (n *notes) Event(e *deception.Event) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.events = append(n.events, *e)
+}
+
 func (n *notes) Started(*deception.Session) {}
 func (n *notes) Ended(*deception.Session)   {}
 
@@ -191,6 +197,38 @@ func TestReaderChanges(t *testing.T) {
 		defer i.mu.Unlock()
 		return i.suricata.Status().State == suricata.Off
 	})
+}
+
+// A file of events that was begun and is gone when reading goes on is told.
+func TestMissedEventsAreTold(t *testing.T) {
+	i, n, dir := newInspector(t)
+	file := filepath.Join(dir, "eve.json")
+	external := &deception.Inspect{Suricata: deception.SuricataExternal, EVE: file}
+	apply(t, i, external)
+	stats := func(text string) { // Suricata's word about itself, which is no finding
+		if err := os.WriteFile(file, []byte(`{"timestamp":"2026-03-04T05:06:07.000000+0000","event_type":"stats","stats":{"x":"`+text+`"}}`+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func() bool {
+		e := i.Status().Events
+		return e.LastError == "" && e.BehindBytes == 0 && e.Rotations == 0
+	}
+	stats("the first file")
+	checkpoint := func() string { b, _ := os.ReadFile(filepath.Join(dir, "eve-external.checkpoint")); return string(b) }
+	eventually(t, "the place noted", func() bool { return read() && !strings.Contains(checkpoint(), `"Offset":0`) })
+	apply(t, i, &deception.Inspect{Suricata: deception.SuricataExternal})
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	stats("the second file")
+	apply(t, i, external)
+	eventually(t, "the status says so", func() bool { return i.Status().Events.Missed == 1 })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.events) != 1 || n.events[0].Kind != deception.EventFindingsMissed || !strings.Contains(n.events[0].Message, file) {
+		t.Errorf("told: %+v", n.events)
+	}
 }
 
 // A part that cannot be had is named, and the others work.

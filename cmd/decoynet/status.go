@@ -210,7 +210,8 @@ func printStatus(w io.Writer, body []byte) error {
 			}
 			Events *struct {
 				Alerts      uint64
-				BehindBytes int64 `json:"behind_bytes"`
+				BehindBytes int64  `json:"behind_bytes"`
+				Missed      uint64 `json:"missed_files"`
 			}
 			Packets *struct{ Bytes uint64 }
 		} `json:"inspect"`
@@ -260,6 +261,9 @@ func printStatus(w io.Writer, body []byte) error {
 		}
 		if v.Events != nil {
 			fmt.Fprintf(w, "; alerts %d, unread events %d bytes", v.Events.Alerts, v.Events.BehindBytes)
+			if v.Events.Missed > 0 {
+				fmt.Fprintf(w, ", files MISSED %d", v.Events.Missed)
+			}
 		}
 		if v.Packets != nil {
 			fmt.Fprintf(w, "; packets kept %d bytes", v.Packets.Bytes)

@@ -61,6 +61,7 @@ var classes = map[deception.EventKind]class{
 	deception.EventInspectFailed:   {"host", "info", "failure"},
 	deception.EventInspectRestored: {"host", "info", "success"},
 	deception.EventRulesRefused:    {"configuration", "info", "failure"},
+	deception.EventFindingsMissed:  {"host", "info", "failure"},
 }
 
 // NewEventDocument returns the event's document.

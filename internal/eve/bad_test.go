@@ -1,7 +1,10 @@
 package eve
 
 import (
+	"crypto/sha256"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -163,5 +166,70 @@ func TestTrimmedDocuments(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A compressed file that is damaged is read up to there, and one that cannot be read
+// is missed; the next one is read in any case.
+func TestDamagedFiles(t *testing.T) {
+	s := session(1)
+	line := func(n int) string {
+		return record(&s, "ssh", n, false, "packet", fmt.Sprintf(`,"x":"%x"`, sha256.Sum256([]byte{byte(n)}))) + "\n"
+	}
+	for name, test := range map[string]struct {
+		harm   func(t *testing.T, path string)
+		missed uint64
+		least  int // events of the damaged one that are read
+	}{
+		"whole":    {func(*testing.T, string) {}, 0, 99},
+		"cut off":  {halve, 1, 30},
+		"no gzip":  {func(t *testing.T, path string) { overwrite(t, path, 0, "text") }, 1, 0},
+		"another":  {func(t *testing.T, path string) { rename(t, path, path+".xz") }, 1, 0},
+		"removed":  {func(t *testing.T, path string) { rename(t, path, filepath.Join(filepath.Dir(path), "else")) }, 1, 0},
+		"checksum": {func(t *testing.T, path string) { overwrite(t, path, len(read(t, path))-8, "sums") }, 1, 99},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, k := newFolder(t), newSink()
+			f.write(t, "eve.json", line(1))
+			r := start(t, f.config(roster{}, k))
+			drive(t, r, time.Now())
+			r.follow.close()
+			for n := 2; n <= 100; n++ {
+				f.write(t, "eve.json", line(n))
+			}
+			rename(t, f.path("eve.json"), f.path("eve.json.1"))
+			run(t, "gzip", f.path("eve.json.1"))
+			test.harm(t, f.path("eve.json.1.gz"))
+			f.write(t, "eve.json", line(101)+line(102))
+			var told []error
+			cfg := f.config(roster{}, k)
+			cfg.Missed = func(why error) { told = append(told, why) }
+			r = start(t, cfg)
+			drive(t, r, time.Now())
+			drive(t, r, time.Now().Add(2*lookEvery)) // it looks around again
+			drive(t, r, time.Now().Add(4*lookEvery))
+			got := flows(k.all())
+			if st := r.Stats(); st.Missed != test.missed || len(told) != int(test.missed) {
+				t.Errorf("missed %d, told %v", st.Missed, told)
+			}
+			if n := len(got); n < test.least+3 || got[n-2] != "101" || got[n-1] != "102" {
+				t.Errorf("%q was taken", got)
+			}
+			for i, n := range got[:len(got)-2] {
+				if n != fmt.Sprint(i+1) {
+					t.Errorf("%q was taken", got)
+				}
+			}
+		})
+	}
+}
+
+// overwrite changes some bytes of a file.
+func overwrite(t *testing.T, path string, at int, text string) {
+	t.Helper()
+	b := []byte(read(t, path))
+	copy(b[at:], text)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -30,6 +30,7 @@ type finished struct {
 	Offset int64 // after the last whole line
 	Tail   digest
 	Size   int64
+	Packed int64 `json:",omitempty"` // how long the file was where it was compressed
 }
 
 func (d *finished) position() position { return position{d.Head, d.Offset, d.Tail} }

@@ -63,6 +63,9 @@ type Config struct {
 	// Stats gets what Suricata says about itself (event_type stats): a JSON object,
 	// valid during the call only. It must not block. It may be nil.
 	Stats func(event []byte)
+	// Missed is told where events may not have been read, and why. It must not block.
+	// It may be nil.
+	Missed func(why error)
 	// Lost returns how many flows the feed has lost so far. It may be nil.
 	Lost    func() uint64
 	MaxLine int // bytes; DefaultMaxLine where it is 0
@@ -254,7 +257,7 @@ func (r *Reader) Done(path string) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, more := beyond(r.done, head, info.Size())
+	_, more := beyond(r.done, head, &sibling{path: path, size: info.Size()})
 	return !more
 }
 

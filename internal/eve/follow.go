@@ -20,8 +20,9 @@ const (
 
 // follower knows which file is to be read, and which comes after it. A file is
 // rotated away by a new name (the old one is then read to its end before the new
-// one is begun), or copied and truncated (its rest is then read from the copy). It
-// is known by its first bytes, not by its name nor its inode.
+// one is begun), or copied and truncated (its rest is then read from the copy), and
+// what was rotated may be compressed. It is known by its first bytes, not by its
+// name nor its inode.
 type follower struct {
 	path       string
 	checkpoint string // a file that is none of Suricata's
@@ -34,6 +35,7 @@ type follower struct {
 
 	torn                           []ending // of files that are over; whoever takes them empties it
 	rotations, truncations, missed uint64
+	missing                        error  // what was missed last
 	long, holes                    uint64 // of files that are over
 }
 
@@ -47,8 +49,18 @@ type ending struct {
 type sibling struct {
 	path     string
 	modified time.Time
-	size     int64
+	size     int64 // as it is, compressed or not
 	info     os.FileInfo
+}
+
+// holdsMore tells whether a file holds more than was read of it before, or of what
+// it is a copy of.
+func (s *sibling) holdsMore(than int64) bool {
+	if !packed(s.path) {
+		return s.size > than
+	}
+	size, err := notedSize(s.path)
+	return err == nil && int32(size-uint32(than)) > 0 // modulo 2^32
 }
 
 // siblings returns the files that eve.json may have become, oldest first.
@@ -60,7 +72,10 @@ func (f *follower) siblings() ([]sibling, error) {
 	}
 	var out []sibling
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), name) || e.Name() == name || packed(e.Name()) || strings.HasPrefix(dir+e.Name(), f.checkpoint) || len(out) == maxSiblings {
+		if !strings.HasPrefix(e.Name(), name) || e.Name() == name || strings.HasPrefix(dir+e.Name(), f.checkpoint) || len(out) == maxSiblings {
+			continue
+		}
+		if foreign(e.Name()) || beingPacked(entries, e.Name()) {
 			continue
 		}
 		info, err := e.Info()
@@ -73,12 +88,15 @@ func (f *follower) siblings() ([]sibling, error) {
 	return out, nil
 }
 
-func packed(name string) bool {
-	switch filepath.Ext(name) {
-	case ".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip":
-		return true
+// beingPacked tells whether a compressed file stands beside what it is made of, which
+// is removed when all of it is there.
+func beingPacked(entries []os.DirEntry, name string) bool {
+	if !packed(name) {
+		return false
 	}
-	return false
+	of := strings.TrimSuffix(name, filepath.Ext(name))
+	_, beside := slices.BinarySearchFunc(entries, of, func(e os.DirEntry, name string) int { return cmp.Compare(e.Name(), name) })
+	return beside
 }
 
 // resume opens the file that a position is in, whatever its name is now. Where
@@ -89,10 +107,16 @@ func (f *follower) resume(p position) error {
 	}
 	found, err := f.locate(p)
 	if err == nil && found == nil {
-		f.missed++
+		f.miss(fmt.Errorf("the file that was read last is not found any more as %[1]s, %[1]s* or %[1]s*.gz", f.path))
 	}
 	f.tail = found
 	return err
+}
+
+// miss notes that events may not have been read.
+func (f *follower) miss(why error) {
+	f.missed++
+	f.missing = why
 }
 
 // skip begins at the end of the file.
@@ -254,8 +278,22 @@ func (f *follower) finish() {
 		f.torn = append(f.torn, ending{line, at})
 	}
 	here := f.tail.here()
-	d := finished{f.tail.identity(), here.offset, here.tail, f.tail.base + int64(len(f.tail.buf))}
-	before := slices.DeleteFunc(slices.Clone(f.done), func(o finished) bool { return o.Head == d.Head })
+	d := finished{Head: f.tail.identity(), Offset: here.offset, Tail: here.tail, Size: f.tail.end()}
+	if u, ok := f.tail.file.(*unpacker); ok {
+		if info, err := u.Stat(); err == nil {
+			d.Packed = info.Size()
+		}
+		if u.damage != nil {
+			f.miss(u.damage)
+		}
+	}
+	before := slices.DeleteFunc(slices.Clone(f.done), func(o finished) bool {
+		if o.Head == d.Head && o.Size > d.Size { // this was a copy that has less
+			o.Packed = d.Packed
+			d = o
+		}
+		return o.Head == d.Head
+	})
 	f.done = append(before[max(0, len(before)-maxDone+1):], d)
 	f.long += f.tail.long
 	f.holes += f.tail.holes
@@ -327,10 +365,10 @@ func (f *follower) unread(ours os.FileInfo, copied digest) (string, position, er
 		if err != nil || head == copied {
 			continue // one that cannot be read must not hold up the others
 		}
-		if ours != nil && f.tail != nil && head == f.tail.identity() && s.size <= ours.Size() {
+		if ours != nil && f.tail != nil && head == f.tail.identity() && !s.holdsMore(f.tail.end()) {
 			continue // a copy of the one being read
 		}
-		if at, more := beyond(f.done, head, s.size); more {
+		if at, more := beyond(f.done, head, s); more {
 			return s.path, at, nil
 		}
 	}
@@ -339,17 +377,18 @@ func (f *follower) unread(ours os.FileInfo, copied digest) (string, position, er
 
 // beyond tells whether a file has more than was read of it or of a copy, and where
 // that begins.
-func beyond(done []finished, head digest, size int64) (position, bool) {
+func beyond(done []finished, head digest, s *sibling) (position, bool) {
 	for i := range done {
-		if done[i].Head == head {
-			return done[i].position(), size > done[i].Size
+		if d := &done[i]; d.Head == head {
+			again := packed(s.path) && s.size == d.Packed
+			return d.position(), !again && s.holdsMore(d.Size)
 		}
 	}
 	return position{}, true
 }
 
 func headAt(path string) (digest, error) {
-	file, err := os.Open(path)
+	file, err := openContent(path)
 	if err != nil {
 		return digest{}, err
 	}

@@ -3,6 +3,7 @@ package eve
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -109,12 +110,28 @@ func (w *world) keep() {
 	if len(names) == 0 {
 		return
 	}
-	b, err := os.ReadFile(rapid.SampledFrom(names).Draw(w.t, "of"))
+	of := rapid.SampledFrom(names).Draw(w.t, "of")
+	name := fmt.Sprintf("eve.json.kept-%d", w.written)
+	if packed(of) {
+		name += ".gz"
+	}
+	b, err := os.ReadFile(of)
 	if err == nil {
-		err = os.WriteFile(w.f.path(fmt.Sprintf("eve.json.kept-%d", w.written)), b, 0o600)
+		err = os.WriteFile(w.f.path(name), b, 0o600)
 	}
 	if err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// compress is what somebody does to a file that was rotated, or to a copy.
+func (w *world) compress() {
+	names, _ := filepath.Glob(w.f.path("eve.json.*"))
+	if names = slices.DeleteFunc(names, packed); len(names) == 0 {
+		return
+	}
+	if out, err := exec.Command("gzip", "--force", rapid.SampledFrom(names).Draw(w.t, "of")).CombinedOutput(); err != nil {
+		w.t.Fatalf("%v: %s", err, out)
 	}
 }
 
@@ -161,7 +178,7 @@ func TestModel(t *testing.T) {
 		var did []string
 		for range rapid.IntRange(1, 40).Draw(t, "acts") {
 			act := rapid.SampledFrom([]string{
-				"write", "write", "write", "read", "read", "read", "kill", "rename", "late", "copy", "keep", "busy", "free",
+				"write", "write", "write", "read", "read", "read", "kill", "rename", "late", "copy", "keep", "compress", "busy", "free",
 			}).Draw(t, "act")
 			did = append(did, act)
 			switch act {
@@ -179,6 +196,8 @@ func TestModel(t *testing.T) {
 				w.copyTruncate()
 			case "keep":
 				w.keep()
+			case "compress":
+				w.compress()
 			case "busy", "free":
 				w.sink.setBusy(act == "busy")
 			}

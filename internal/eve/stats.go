@@ -39,8 +39,8 @@ type Stats struct {
 	Broken, Repaired, Oversized, Torn, Trimmed uint64
 
 	// Rotations are changes to another file, Truncations files that became shorter.
-	// Missed is how often the file that was being read was not found any more
-	// after a restart.
+	// Missed is how often events may not have been read: the file that was being read
+	// was not found any more after a restart, or a compressed one is damaged.
 	Rotations, Truncations, Missed uint64
 
 	Refused      uint64 // batches that were not taken at once
@@ -132,6 +132,13 @@ func (r *Reader) progress(n int) {
 		s.Oversized = long
 		s.Rotations, s.Truncations, s.Missed = r.follow.rotations, r.follow.truncations, r.follow.missed
 	})
+	if missed := r.follow.missed; missed > r.noted.missed {
+		r.noted.missed = missed
+		r.cfg.Log.Warn("events of Suricata may not have been read", "file", r.cfg.Path, "error", r.follow.missing)
+		if r.cfg.Missed != nil {
+			r.cfg.Missed(r.follow.missing)
+		}
+	}
 	if holes > r.noted.holes {
 		r.noted.holes = holes
 		r.broken(nil, fmt.Errorf("%s has NUL bytes instead", r.cfg.Path), func(s *Stats) { s.Broken++ })
@@ -140,10 +147,11 @@ func (r *Reader) progress(n int) {
 
 // noted is what was told already.
 type noted struct {
-	holes uint64
-	at    time.Time // the last broken line
-	quiet int       // those since
-	err   string
+	holes  uint64
+	missed uint64
+	at     time.Time // the last broken line
+	quiet  int       // those since
+	err    string
 }
 
 const (

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 )
 
 const (
@@ -42,7 +41,7 @@ type position struct {
 
 // tail reads the lines of one file that grows.
 type tail struct {
-	file    *os.File
+	file    content
 	head    digest // zero as long as there is no whole line
 	maxLine int
 	chunk   int
@@ -62,7 +61,7 @@ type tail struct {
 // openTail opens a file at its beginning, or at a position if that is in it;
 // errCut if it is not.
 func openTail(path string, p position, maxLine int) (*tail, error) {
-	f, err := os.Open(path)
+	f, err := openContent(path)
 	if err != nil {
 		return nil, err
 	}
@@ -105,15 +104,15 @@ func (t *tail) seek(p position) error {
 
 // jump leaves out what the file holds by now, up to the last whole line.
 func (t *tail) jump() error {
-	info, err := t.file.Stat()
-	if err != nil || info.Size() == 0 {
+	size, err := t.file.size()
+	if err != nil || size == 0 {
 		return err
 	}
 	if t.head, _, err = readHead(t.file); err != nil {
 		return err
 	}
-	t.base = max(0, info.Size()-readChunk)
-	t.buf = make([]byte, info.Size()-t.base)
+	t.base = max(0, size-readChunk)
+	t.buf = make([]byte, size-t.base)
 	if _, err := t.file.ReadAt(t.buf, t.base); err != nil {
 		return err
 	}
@@ -134,7 +133,7 @@ func headOf(b []byte) (head digest, whole bool) {
 	return digestOf(b), len(b) == witness
 }
 
-func readHead(file *os.File) (head digest, whole bool, err error) {
+func readHead(file io.ReaderAt) (head digest, whole bool, err error) {
 	var first [witness]byte
 	n, err := file.ReadAt(first[:], 0)
 	if err != nil && err != io.EOF {
@@ -158,14 +157,14 @@ func (t *tail) identity() digest {
 // bytes before are read again: if they are others, the file was truncated
 // meanwhile, even if it is as long again; then it returns errCut.
 func (t *tail) fill() (int, error) {
-	info, err := t.file.Stat()
+	size, err := t.file.size()
 	if err != nil {
-		return 0, fmt.Errorf("look at %s: %w", t.file.Name(), err)
+		return 0, err
 	}
 	t.compact()
 	known := min(witness, len(t.buf))
 	start := len(t.buf) - known
-	came := info.Size() - t.base - int64(len(t.buf))
+	came := size - t.base - int64(len(t.buf))
 	if came < 0 {
 		return 0, errCut
 	}
@@ -284,16 +283,19 @@ func (t *tail) rest() ([]byte, int64) {
 	return t.buf[t.at:], t.base + int64(t.at)
 }
 
+// end is how far the file was read.
+func (t *tail) end() int64 { return t.base + int64(len(t.buf)) }
+
 // lag is how many bytes of the file are not given away yet.
 func (t *tail) lag() int64 {
 	if t == nil {
 		return 0
 	}
-	info, err := t.file.Stat()
+	size, err := t.file.size()
 	if err != nil {
 		return 0
 	}
-	return max(0, info.Size()-t.base-int64(t.at))
+	return max(0, size-t.base-int64(t.at))
 }
 
 func (t *tail) close() {
