@@ -139,7 +139,8 @@ const (
 var contactCases = []ruleCase{
 	{sid: 14200001, port: 4000, fire: from("hello"), quiet: from("", "banner")},
 	{sid: 14200002, port: 4000, fire: from("", "banner"), quiet: from("hello")},
-	{sid: 14200003, port: 4000, udp: true, fire: from("hello")},
+	{sid: 14200003, port: 4000, udp: true, fire: from("hello"), quiet: []say{{client: true}}},
+	{sid: 14200004, port: 4000, udp: true, fire: []say{{client: true}}, quiet: from("hello")},
 }
 
 var enumerationCases = []ruleCase{

@@ -110,6 +110,9 @@ func TestRules(t *testing.T) {
 	for i := range cases {
 		c := &cases[i]
 		tested[c.sid] = true
+		if c.quiet == nil {
+			t.Errorf("rule %d has no flow that is much like it", c.sid)
+		}
 		for j, parts := range [][]say{c.fire, c.quiet} {
 			client, server := caseAddresses(i, j, c.port)
 			frames = append(frames, c.frames(client, server, parts)...)
