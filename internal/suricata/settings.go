@@ -61,6 +61,8 @@ flow-timeouts:
   tcp: {established: 7200}     # a shell may be silent for longer than 600 s
 stream:
   checksum-validation: no
+  inline: yes                  # else the first bytes of a shell are looked at after 2,560 of them, or when it ends.
+                               # It is for all interfaces: leave it out if you listen to others than decoynet's
   memcap: %s
   reassembly: {memcap: %s, depth: %s}
 app-layer:

@@ -25,7 +25,7 @@ func TestSettingsAndExport(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "successfully loaded") || strings.Contains(string(out), "E: ") {
 		t.Fatalf("%v: %s\n%s", err, out, text)
 	}
-	for _, want := range []string{"eve-log.ethernet = yes", "af-packet.0.interface = vtap7", "stream.reassembly.depth = 1048576", "vlan.use-for-tracking = true"} {
+	for _, want := range []string{"eve-log.ethernet = yes", "af-packet.0.interface = vtap7", "stream.reassembly.depth = 1048576", "stream.inline = yes", "vlan.use-for-tracking = true"} {
 		dump, err := exec.Command("suricata", "-c", path, "--dump-config").CombinedOutput()
 		if err != nil || !strings.Contains(string(dump), want) {
 			t.Errorf("%v: %q is not in what suricata understood:\n%s", err, want, dump)

@@ -127,9 +127,16 @@ func TestInspectExternal(t *testing.T) {
 		}
 		return nil
 	})
-	from := o.mark("192.0.2.100:9000")
-	f := o.waitFinding(from, "the mark", ruled("4242"), "alerts")
+	// Few bytes, in a flow that stays open: a shell's first line is told at once.
+	client, service := o.pair("192.0.2.100:9000")
+	defer client.Close()
+	defer service.Close()
+	from := localAddr(client)
+	say(t, client, service, marked)
+	f := o.waitFinding(from, "the mark, while the flow runs", ruled("4242"), "alerts")
 	o.waitFinding(from, "a contact, by decoynet's rules", ruled("14200001"), "alerts")
+	check(t, client.Close())
+	check(t, service.Close())
 	if rec := o.ended(from); f.Session != rec.ID || f.Decoy != "office-web" {
 		t.Errorf("the alert is %+v, the session %+v", f, rec)
 	}
