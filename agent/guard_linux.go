@@ -2,16 +2,14 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"decoynet/deception"
 	"decoynet/internal/kernel/firewall"
 	"decoynet/internal/kernel/link"
+	"decoynet/internal/kernel/nft"
 )
 
 // arpRate is how many ARP requests a segment answers in a second: more than a
@@ -51,11 +49,9 @@ func (s *segment) limit(ctx context.Context) error {
 		IPv6: slices.ContainsFunc(s.plan.segment.Subnets, func(sub deception.Subnet) bool { return sub.Prefix.Addr().Is6() }),
 	})
 	s.warnings = nil
-	for _, missing := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
-		if errors.Is(err, missing) {
-			s.warnings = []string{fmt.Sprintf("segment %s: ARP answers are not limited: this kernel has no nftables for ARP (CONFIG_NF_TABLES_ARP): %v", s.name, err)}
-			return nil
-		}
+	if nft.Unsupported(err) {
+		s.warnings = []string{fmt.Sprintf("segment %s: ARP answers are not limited: this kernel has no nftables for ARP (CONFIG_NF_TABLES_ARP): %v", s.name, err)}
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("limit ARP answers: %w", err)

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"decoynet/internal/kernel/nft"
 )
 
 // TableName is the name of our tables: of family inet, and of family arp in a
@@ -147,24 +147,9 @@ func (t Table) kernelTable() *nftables.Table {
 	return out
 }
 
-// socketBuffer is enough for one transaction of several hundred thousand set
-// elements, with the acknowledgements of its messages.
-const socketBuffer = 64 << 20
-
-// transactionTimeout bounds one exchange with the kernel: a batch whose
-// commit fails is answered by one message only, and a reader that expects one
-// per request would wait for ever.
-const transactionTimeout = 30 * time.Second
-
 func open(ns Namespace) (*nftables.Conn, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return errors.Join(
-			c.SetReadBuffer(socketBuffer),
-			c.SetWriteBuffer(socketBuffer),
-			c.SetDeadline(time.Now().Add(transactionTimeout)),
-		)
-	}))
-	return conn, wrap("open netlink socket", ns, err)
+	conn, err := nft.Open(ns.FD())
+	return conn, wrap("reach nftables", ns, err)
 }
 
 func tableExists(conn *nftables.Conn, family nftables.TableFamily) (bool, error) {

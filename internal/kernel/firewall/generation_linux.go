@@ -10,6 +10,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"decoynet/internal/kernel/nft"
 )
 
 // The kernel numbers the states of a namespace's rules: every transaction,
@@ -79,7 +81,7 @@ func readGeneration(ns Namespace) (generation, bool, error) {
 		}
 		return generation{}, false, wrap("read namespace cookie", ns, errors.Join(err, cookieErr))
 	}
-	if err := conn.SetDeadline(time.Now().Add(transactionTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(nft.Timeout)); err != nil {
 		return generation{}, false, wrap("read generation", ns, err)
 	}
 	msgs, err := conn.Execute(netlink.Message{

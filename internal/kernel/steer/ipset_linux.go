@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
+	"decoynet/internal/kernel/nft"
 )
 
 // What <linux/netfilter/ipset/ip_set.h> numbers and golang.org/x/sys does not.
@@ -68,7 +69,7 @@ func dialIPSet(ns int) (*ipsetConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to ipset: %w", err)
 	}
-	if err := conn.SetDeadline(time.Now().Add(nftTimeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(nft.Timeout)); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("limit the wait for ipset: %w", err)
 	}

@@ -6,26 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
+	"decoynet/internal/kernel/nft"
 )
 
 // TableName is the nftables table, of family inet, that TPROXY steering keeps in
 // the namespace.
 const TableName = "decoynet-steer"
 
-const (
-	chunk      = 1000             // set elements in a netlink message, whose attributes end at 64 kB
-	nftBuffer  = 64 << 20         // a transaction is one sendmsg, its acknowledgements one burst
-	nftTimeout = 60 * time.Second // an answer that does not come must not hang the agent
-)
+// chunk is how many set elements a netlink message has, whose attributes end at
+// 64 kB.
+const chunk = 1000
 
 // tproxy steers by an nftables table in the namespace.
 type tproxy struct {
@@ -73,12 +70,9 @@ func (t *tproxy) transact(fill func(*nftables.Conn) error) error {
 		return err
 	}
 	defer unix.Close(ns)
-	conn, err := nftables.New(nftables.WithNetNSFd(ns), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return errors.Join(c.SetReadBuffer(nftBuffer), c.SetWriteBuffer(nftBuffer),
-			c.SetDeadline(time.Now().Add(nftTimeout)))
-	}))
+	conn, err := nft.Open(ns)
 	if err != nil {
-		return fmt.Errorf("connect to nftables: %w", err)
+		return err
 	}
 	if err := fill(conn); err != nil {
 		return err
@@ -163,15 +157,13 @@ func (t *tproxy) rule(family byte) []expr.Any {
 
 // explainTPROXY tells a kernel without the expression from other failures.
 func explainTPROXY(err error) error {
-	for _, missing := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
-		if errors.Is(err, missing) {
-			return &NotSupportedError{
-				Mode: deception.SteeringTPROXY, Minimum: "4.19",
-				Needs: "CONFIG_NF_TABLES_INET and CONFIG_NFT_TPROXY", Err: err,
-			}
-		}
+	if !nft.Unsupported(err) {
+		return err
 	}
-	return err
+	return &NotSupportedError{
+		Mode: deception.SteeringTPROXY, Minimum: "4.19",
+		Needs: "CONFIG_NF_TABLES_INET and CONFIG_NFT_TPROXY", Err: err,
+	}
 }
 
 func (t *tproxy) close() error {

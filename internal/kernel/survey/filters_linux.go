@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -14,13 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decoynet/internal/kernel/netns"
+	"decoynet/internal/kernel/nft"
 )
 
 // ours begins the names of decoynet's own tables.
 const ours = "decoynet"
-
-// readTimeout bounds one exchange with the kernel.
-const readTimeout = 10 * time.Second
 
 // Filters reads the filter chains of the hooks input and forward that are not
 // decoynet's, with the chains that they jump to: nftables, which iptables of
@@ -32,11 +29,9 @@ func Filters(ns *netns.NS) ([]Chain, error) {
 }
 
 func nativeFilters(ns *netns.NS) ([]Chain, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(ns.FD()), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return c.SetDeadline(time.Now().Add(readTimeout))
-	}))
+	conn, err := nft.Open(ns.FD())
 	if err != nil {
-		return nil, fmt.Errorf("open netlink socket: %w", err)
+		return nil, err
 	}
 	chains, err := conn.ListChains()
 	if err != nil {

@@ -17,6 +17,9 @@ import (
 	"decoynet/internal/kernel/netns"
 )
 
+// listTimeout bounds what iptables-legacy takes to list a table.
+const listTimeout = 10 * time.Second
+
 // match reads a match of iptables in a rule of nftables.
 func (d *decoder) match(e *expr.Match) {
 	switch info := e.Info.(type) {
@@ -87,7 +90,7 @@ func legacyFilters(ns *netns.NS) ([]Chain, error) {
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
+			ctx, cancel := context.WithTimeout(context.Background(), listTimeout)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, f.program, "-t", "filter")
 			cmd.WaitDelay = time.Second

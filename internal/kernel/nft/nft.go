@@ -1,0 +1,3 @@
+// Package nft connects to nftables, and tells a kernel that lacks something from
+// one that refuses.
+package nft
