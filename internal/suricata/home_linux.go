@@ -1,8 +1,10 @@
 package suricata
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,7 +22,7 @@ const (
 	candidateConfig = "candidate.yaml"
 	liveRules       = "live.rules"
 	candidateRules  = "candidate.rules"
-	liveSum         = "live.sum" // of the rules that passed the test
+	testedFile      = "tested.json" // of which set Suricata has passed, and what it said
 	classesFile     = "classification.config"
 	referencesFile  = "reference.config"
 	childDir        = "suricata"
@@ -75,28 +77,40 @@ func (h *home) child(name string) string { return filepath.Join(h.path, childDir
 
 // write puts a set of rules and a configuration that names it into the directory.
 func (h *home) write(set *ruleset, b *Binary, want *deception.Inspect, rules, config string) error {
-	text := configure(b, want, rules)
-	for _, f := range []struct {
-		name string
-		text []byte
-	}{{rules, set.text()}, {classesFile, []byte(set.classes)}, {referencesFile, []byte(ownReferences)}, {config, text}} {
-		if err := h.replace(f.name, f.text); err != nil {
+	if err := h.replaceBy(rules, set); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{classesFile: set.classes, referencesFile: ownReferences} {
+		if err := h.replace(name, []byte(text)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return h.replace(config, configure(b, want, rules)) // it names the others
 }
 
 // replace writes a file whole or not at all.
 func (h *home) replace(name string, text []byte) error {
+	return h.replaceBy(name, bytes.NewReader(text))
+}
+
+func (h *home) replaceBy(name string, from io.WriterTo) (err error) {
 	path := h.file(name)
-	if err := os.WriteFile(path+".new", text, 0o644); err != nil {
-		return fmt.Errorf("write suricata's %s: %w", name, err)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write suricata's %s: %w", name, errors.Join(err, os.Remove(path+".new")))
+		}
+	}()
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
 	}
-	if err := errors.Join(os.Chmod(path+".new", 0o644), os.Rename(path+".new", path)); err != nil {
-		return fmt.Errorf("write suricata's %s: %w", name, err)
+	if _, err = from.WriteTo(f); err != nil {
+		return errors.Join(err, f.Close())
 	}
-	return nil
+	if err = errors.Join(f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // freshFIFO puts a new FIFO in the place of the one that there is. The bytes that

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -64,8 +65,7 @@ func (p *process) run(h *home, started chan<- error) {
 		return
 	}
 	p.pid = p.cmd.Process.Pid
-	// The relay matters more than analysis where memory runs out.
-	_ = os.WriteFile("/proc/"+strconv.Itoa(p.pid)+"/oom_score_adj", []byte("500"), 0o644)
+	p.outOfMemoryScore(500)
 	started <- nil
 	p.err = p.cmd.Wait()
 	close(p.done)
@@ -93,6 +93,12 @@ func (h *home) restrict() error {
 		return fmt.Errorf("keep suricata to processors %v: %w", h.cpus, err)
 	}
 	return nil
+}
+
+// outOfMemoryScore says who goes first where memory runs out: the relay matters
+// more than analysis.
+func (p *process) outOfMemoryScore(n int) {
+	_ = os.WriteFile("/proc/"+strconv.Itoa(p.pid)+"/oom_score_adj", []byte(strconv.Itoa(n)), 0o644)
 }
 
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
@@ -161,29 +167,64 @@ func (p *process) over() bool {
 type tail struct {
 	mu         sync.Mutex // guards the rest
 	head, last bytes.Buffer
+	line       []byte // its beginning
 }
 
-// tailBytes bounds each part: a set of thousands of bad rules says so at length.
-const tailBytes = 1 << 20
+const (
+	// headBytes and lastBytes bound the two parts: a set of thousands of bad rules says so
+	// at length, two lines a rule.
+	headBytes = 8 << 20
+	lastBytes = 1 << 20
+	// longLine is what is kept of a line whole. Suricata repeats a rule that it refuses
+	// in the middle of one.
+	longLine = 1 << 10
+	longRule = 300
+)
 
 func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := len(b)
-	if room := tailBytes - t.head.Len(); room > 0 {
-		part := b[:min(room, len(b))]
-		t.head.Write(part)
-		b = b[len(part):]
-	}
-	t.last.Write(b)
-	if over := t.last.Len() - tailBytes; over > 0 {
-		t.last.Next(over)
+	for len(b) > 0 {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			t.line = append(t.line, b...)
+			if len(t.line) > 64<<10 {
+				t.line = shortLine(t.line)
+			}
+			break
+		}
+		t.keep(append(shortLine(append(t.line, b[:i]...)), '\n'))
+		t.line, b = t.line[:0], b[i+1:]
 	}
 	return n, nil
+}
+
+// shortLine cuts the middle out of a long line.
+func shortLine(line []byte) []byte {
+	most := longLine
+	if bytes.Contains(line[:min(len(line), 100)], []byte("error parsing signature")) {
+		most = longRule
+	}
+	if len(line) <= most {
+		return line
+	}
+	return slices.Concat(line[:most/2], []byte(" ... "), line[len(line)-most/2:])
+}
+
+func (t *tail) keep(line []byte) {
+	if t.head.Len() < headBytes {
+		t.head.Write(line)
+		return
+	}
+	t.last.Write(line)
+	if over := t.last.Len() - lastBytes; over > 0 {
+		t.last.Next(over)
+	}
 }
 
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.head.String() + t.last.String()
+	return t.head.String() + t.last.String() + string(t.line)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"decoynet/deception"
@@ -21,15 +20,7 @@ const reloadTimeout = 3 * time.Minute
 func (s *Suricata) prepare(b *Binary, want *deception.Inspect) error {
 	s.rules.Lock()
 	defer s.rules.Unlock()
-	set, err := gather(want)
-	if err == nil && s.home.tested(set, b) {
-		err = s.home.write(set, b, want, liveRules, liveConfig)
-		if err == nil {
-			s.accepted(set.report())
-		}
-		return err
-	}
-	set, err = s.home.candidate(s.ctx, b, want)
+	set, err := s.home.candidate(s.ctx, b, want)
 	var refused *RulesError
 	switch {
 	case err == nil:
@@ -99,7 +90,7 @@ func (s *Suricata) Reload(ctx context.Context) (Report, error) {
 		return r, err
 	}
 	r.Live, err = s.exchange(ctx)
-	r.Millis = float64(time.Since(begin).Microseconds()) / 1000
+	r.Millis = millis(time.Since(begin))
 	if err != nil {
 		return r, err
 	}
@@ -174,18 +165,12 @@ func (s *Suricata) refuse(err error) {
 	}
 }
 
-// tested tells whether this very set passed the test of this very Suricata.
-func (h *home) tested(set *ruleset, b *Binary) bool {
-	sum, err := os.ReadFile(h.file(liveSum))
-	return err == nil && strings.TrimSpace(string(sum)) == set.sum(b.Version)
-}
-
 // promote makes a tested set the one that Suricata starts with.
 func (h *home) promote(set *ruleset, b *Binary, want *deception.Inspect) error {
 	if err := h.write(set, b, want, liveRules, liveConfig); err != nil {
 		return err
 	}
-	return h.replace(liveSum, []byte(set.sum(b.Version)+"\n"))
+	return h.remember(set)
 }
 
 // ensureClasses puts the files back that rules need, where somebody removed them.

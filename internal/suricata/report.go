@@ -16,7 +16,10 @@ var ErrUnreadable = errors.New("rules cannot be read")
 var ErrRules = errors.New("rules are refused")
 
 // RulesError names the rules that Suricata refuses. It is ErrRules.
-type RulesError struct{ Problems []RuleProblem }
+type RulesError struct {
+	Problems []RuleProblem
+	More     int // that are not among Problems
+}
 
 // shownProblems bounds an error's text; Report has all of them.
 const shownProblems = 10
@@ -33,7 +36,7 @@ func (e *RulesError) Error() string {
 			b.WriteString("\n  " + p.String())
 		}
 	}
-	if n > shownProblems {
+	if n += e.More; n > shownProblems {
 		fmt.Fprintf(&b, "\n  and %d more", n-shownProblems)
 	}
 	return b.String()
@@ -44,9 +47,16 @@ func (e *RulesError) Is(target error) bool { return target == ErrRules }
 
 // Report says what a set of rules is made of.
 type Report struct {
-	Files    int           `json:"files"`
-	Rules    int           `json:"rules"`
+	Files int `json:"files"`
+	Rules int `json:"rules"`
+	// Widened are those of the rules that need the opposite of a group of addresses,
+	// as !$HOME_NET, and take any address for it.
+	Widened  int           `json:"widened,omitempty"`
 	Problems []RuleProblem `json:"problems,omitempty"`
+	// MoreProblems there are than those that are kept.
+	MoreProblems int `json:"more_problems,omitempty"`
+	// PeakBytes is the memory that Suricata took to read them.
+	PeakBytes uint64 `json:"peak_bytes,omitempty"`
 	// Live: they were exchanged in the running Suricata; else it takes them with its
 	// next start.
 	Live   bool    `json:"live"`

@@ -67,8 +67,8 @@ func analyse(t *testing.T, want *deception.Inspect, frames [][]byte) []event {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(set.problems) > 0 {
-		t.Fatalf("suricata has reservations: %v", set.problems)
+	if len(set.list) > 0 {
+		t.Fatalf("suricata has reservations: %v", set.list)
 	}
 	if err := h.promote(set, &b, want); err != nil {
 		t.Fatal(err)

@@ -1,12 +1,13 @@
 package suricata
 
 import (
-	"bytes"
+	"bufio"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -70,10 +71,36 @@ type rule struct {
 
 // ruleset is what is to be loaded, in the order in which it is written.
 type ruleset struct {
-	rules    []rule
-	files    int
-	classes  string
-	problems []RuleProblem
+	rules   []rule
+	files   int
+	classes string
+	widened int // rules whose negated groups stand for any address
+	problems
+	trial trial // of it by Suricata
+}
+
+// problems are those of a set that are kept, and how many more there were.
+type problems struct {
+	list           []RuleProblem
+	ignored, fatal int // in list
+	more           int
+}
+
+// keptProblems bounds those that are kept of either kind: the report of a set that is
+// for another version altogether must not be as large as the set.
+const keptProblems = 500
+
+func (p *problems) note(one RuleProblem) {
+	n := &p.fatal
+	if one.Ignored {
+		n = &p.ignored
+	}
+	if *n >= keptProblems {
+		p.more++
+		return
+	}
+	*n++
+	p.list = append(p.list, one)
 }
 
 // gather reads all rules that are wanted: those of the document, decoynet's own,
@@ -94,7 +121,7 @@ func gather(want *deception.Inspect) (*ruleset, error) {
 	if want.SystemRules {
 		for _, dir := range systemDirs {
 			if err := set.path(dir, fromSystem, seen); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				set.problems = append(set.problems, RuleProblem{Place: Place{File: dir}, Message: err.Error(), Ignored: true})
+				set.note(RuleProblem{Place: Place{File: dir}, Message: err.Error(), Ignored: true})
 			}
 		}
 		set.systemClasses()
@@ -113,7 +140,7 @@ func (s *ruleset) own(seen map[uint64]Place) error {
 		if err != nil {
 			return fmt.Errorf("read decoynet's rules: %w", err)
 		}
-		s.add("decoynet:"+strings.TrimPrefix(name, "rules/"), text, fromUs, seen)
+		s.add("decoynet:"+strings.TrimPrefix(name, "rules/"), string(text), fromUs, seen)
 	}
 	return nil
 }
@@ -151,23 +178,29 @@ func (s *ruleset) file(path string, from origin, seen map[uint64]Place) error {
 	if info.Size() > maxRuleBytes {
 		return fmt.Errorf("%s has %d MB; at most %d are read", path, info.Size()>>20, maxRuleBytes>>20)
 	}
-	text, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	s.add(path, text, from, seen)
+	defer f.Close()
+	var text strings.Builder // the rules are parts of its string: a large file is in memory once
+	text.Grow(int(info.Size()))
+	if _, err := io.Copy(&text, io.LimitReader(f, maxRuleBytes)); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	s.add(path, text.String(), from, seen)
 	return nil
 }
 
 // add takes the rules of a file. A rule may go over lines that end in a backslash.
 // Of two with one number the first stays.
-func (s *ruleset) add(file string, text []byte, from origin, seen map[uint64]Place) {
+func (s *ruleset) add(file, text string, from origin, seen map[uint64]Place) {
 	s.files++
 	var parts []string
 	start, n := 0, 0
-	for line := range bytes.Lines(text) {
+	for line := range strings.Lines(text) {
 		n++
-		part := strings.TrimSpace(strings.TrimPrefix(string(line), "\ufeff"))
+		part := strings.TrimSpace(strings.TrimPrefix(line, "\ufeff"))
 		if len(parts) == 0 {
 			if part == "" || part[0] == '#' {
 				continue
@@ -188,12 +221,13 @@ func (s *ruleset) add(file string, text []byte, from origin, seen map[uint64]Pla
 }
 
 func (s *ruleset) rule(text string, at Place, from origin, seen map[uint64]Place) {
-	r := rule{text: strings.ReplaceAll(text, "\x00", ""), place: at, origin: from, sid: signature(text)}
+	text, widened := widen(strings.ReplaceAll(text, "\x00", ""))
+	r := rule{text: text, place: at, origin: from, sid: signature(text)}
 	if r.sid != 0 {
 		if first, ok := seen[r.sid]; ok {
 			// Two of the system's directories hold much the same.
 			if from != fromSystem {
-				s.problems = append(s.problems, RuleProblem{
+				s.note(RuleProblem{
 					Place: at, SID: uint32(r.sid), Ignored: true,
 					Message: fmt.Sprintf("sid %d is taken by %s; this rule is left out, give it another number", uint32(r.sid), first),
 				})
@@ -201,6 +235,9 @@ func (s *ruleset) rule(text string, at Place, from origin, seen map[uint64]Place
 			return
 		}
 		seen[r.sid] = at
+	}
+	if widened {
+		s.widened++
 	}
 	s.rules = append(s.rules, r)
 }
@@ -290,14 +327,16 @@ func className(line string) string {
 	return strings.TrimSpace(name)
 }
 
-// text is the set as one file, a rule a line.
-func (s *ruleset) text() []byte {
-	var out bytes.Buffer
+// WriteTo writes the set as one file, a rule a line.
+func (s *ruleset) WriteTo(w io.Writer) (int64, error) {
+	out := bufio.NewWriterSize(w, 256<<10)
+	total := int64(0)
 	for i := range s.rules {
-		out.WriteString(s.rules[i].text)
-		out.WriteByte('\n')
+		n, _ := out.WriteString(s.rules[i].text) // Flush tells of its errors
+		_ = out.WriteByte('\n')
+		total += int64(n) + 1
 	}
-	return out.Bytes()
+	return total, out.Flush()
 }
 
 // without drops the rules on these lines of text, counted from 0.
@@ -306,11 +345,13 @@ func (s *ruleset) without(lines map[int]bool) {
 	s.rules = slices.DeleteFunc(s.rules, func(rule) bool { i++; return lines[i] })
 }
 
-// sum tells whether two sets are the same to one Suricata.
+// sum tells whether two sets are the same to one Suricata, before rules of the
+// system are left out of them.
 func (s *ruleset) sum(version string) string {
 	h := sha256.New()
-	h.Write(s.text())
-	h.Write([]byte(s.classes))
-	h.Write([]byte(version))
+	_, _ = s.WriteTo(h) // a hash takes everything
+	for _, text := range []string{s.classes, configText, version} {
+		_, _ = io.WriteString(h, text)
+	}
 	return hex.EncodeToString(h.Sum(nil))
 }

@@ -132,11 +132,15 @@ func Export(dir string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("export rules: %w", err)
 	}
+	var rules strings.Builder
+	if _, err := set.WriteTo(&rules); err != nil {
+		return nil, fmt.Errorf("export rules: %w", err)
+	}
 	var written []string
 	for _, f := range []struct {
 		name string
 		text []byte
-	}{{"decoynet.rules", set.text()}, {"decoynet-classification.config", []byte(ownClasses)}} {
+	}{{"decoynet.rules", []byte(rules.String())}, {"decoynet-classification.config", []byte(ownClasses)}} {
 		path := filepath.Join(dir, f.name)
 		if err := os.WriteFile(path, f.text, 0o644); err != nil {
 			return written, fmt.Errorf("export rules: %w", err)
