@@ -324,8 +324,9 @@ func storeStatus(r *store.Recorder) func() recordingStatus {
 	return func() recordingStatus {
 		s := r.Stats()
 		out := recordingStatus{
-			Queued: s.Queued, Written: s.Written, Lost: s.Lost, LostStarts: s.LostStarts, LostHeads: s.LostHeads, LostProbes: s.LostProbes, FileBytes: s.FileBytes,
-			Findings: s.Findings, LostFindings: s.LostFindings,
+			Queued: s.Queued, Written: s.Written, Findings: s.Findings, FileBytes: s.FileBytes,
+			Lost: s.Lost, LostSessions: s.Lost, LostStarts: s.LostStarts, LostHeads: s.LostHeads, LostSeen: s.LostSeen,
+			LostEvents: s.LostEvents, LostProbes: s.LostProbes, LostFindings: s.LostFindings,
 		}
 		if s.LastError != nil {
 			out.LastError = s.LastError.Error()

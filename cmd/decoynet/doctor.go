@@ -156,7 +156,7 @@ func enrolledSubject(data string, running *status) enrolled.Subject {
 	r := running.Recording
 	s.Running = &enrolled.Running{
 		PID: running.PID, Ready: running.Ready, Problems: running.Problems, Ports: portsOf(running.Listen),
-		Lost: r.Lost, Waiting: r.Waiting, WaitingBytes: r.WaitingBytes,
+		Lost: r.Lost, LostKinds: r.lost(), Waiting: r.Waiting, WaitingBytes: r.WaitingBytes,
 	}
 	if r.FailingSince != nil {
 		s.Running.Failing = r.LastError

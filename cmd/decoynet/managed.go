@@ -33,7 +33,7 @@ func upManaged(ctx context.Context, o upOptions) error {
 		return err
 	}
 	defer lock.release()
-	queue, err := spool.Open(spool.Config{Dir: spoolPath(o.data)})
+	queue, err := spool.Open(spool.Config{Dir: spoolPath(o.data), Kind: rpc.KindOf})
 	if err != nil {
 		return fmt.Errorf("open the spool: %w", err)
 	}
@@ -142,8 +142,12 @@ func spoolPath(data string) string { return filepath.Join(data, "spool") }
 func spoolStatus(q *spool.Spool) func() recordingStatus {
 	return func() recordingStatus {
 		s := q.Stats()
+		lost := &s.DroppedKinds
 		out := recordingStatus{
-			Queued: s.Queued, Written: s.Written, Lost: s.Dropped, Waiting: s.Waiting, WaitingBytes: s.WaitingBytes, FileBytes: s.FileBytes,
+			Queued: s.Queued, Written: s.Written, Waiting: s.Waiting, WaitingBytes: s.WaitingBytes, FileBytes: s.FileBytes,
+			Lost: s.Dropped, LostSessions: lost[rpc.KindSession], LostStarts: lost[rpc.KindStart], LostSeen: lost[rpc.KindSourceSeen],
+			LostEvents: lost[rpc.KindEvent], LostProbes: lost[rpc.KindProbe], LostFindings: lost[rpc.KindFinding],
+			LostUnknown: lost[rpc.KindUnknown],
 		}
 		if s.LastError != nil {
 			out.LastError = s.LastError.Error()

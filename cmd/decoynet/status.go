@@ -107,24 +107,6 @@ type relayStatus struct {
 	Truncated  uint64 `json:"udp_truncated"`
 }
 
-type recordingStatus struct {
-	Queued       int        `json:"queued"`
-	Written      uint64     `json:"written"`
-	Lost         uint64     `json:"lost"`
-	LostStarts   uint64     `json:"lost_starts"`
-	LostHeads    uint64     `json:"lost_heads"`
-	LostProbes   uint64     `json:"lost_probes"`
-	Findings     uint64     `json:"findings"` // written
-	LostFindings uint64     `json:"lost_findings"`
-	FailingSince *time.Time `json:"failing_since,omitempty"`
-	LastError    string     `json:"last_error,omitempty"`
-	FileBytes    int64      `json:"file_bytes"`
-	// Waiting counts records in the spool that the controller has not
-	// acknowledged yet.
-	Waiting      uint64 `json:"waiting,omitempty"`
-	WaitingBytes uint64 `json:"waiting_bytes,omitempty"`
-}
-
 func statusCommand() *cobra.Command {
 	var data, output string
 	c := &cobra.Command{
@@ -270,13 +252,7 @@ func printStatus(w io.Writer, body []byte) error {
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "sessions written %d, waiting %d, LOST %d\n", r.Written, r.Queued, r.Lost)
-	if r.Findings+r.LostFindings > 0 {
-		fmt.Fprintf(w, "findings written %d, LOST %d\n", r.Findings, r.LostFindings)
-	}
-	if r.FailingSince != nil {
-		fmt.Fprintf(w, "recording fails since %s: %s\n", r.FailingSince.Format(time.RFC3339), r.LastError)
-	}
+	r.print(w, s.Controller != nil)
 	for _, p := range append(problems, s.Problems...) {
 		fmt.Fprintln(w, "!", p)
 	}

@@ -193,6 +193,47 @@ func TestRecordsRoundTrip(t *testing.T) {
 	})
 }
 
+// A spool that takes nothing any more counts by kind what it is given.
+func TestLostRecordsByKind(t *testing.T) {
+	s, err := spool.Open(spool.Config{Dir: t.TempDir(), Kind: KindOf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := NewRecorder(s)
+	var want spool.Tally
+	rapid.Check(t, func(t *rapid.T) {
+		kind := rapid.IntRange(KindSession, KindFinding).Draw(t, "kind")
+		want[kind]++
+		switch kind {
+		case KindSession:
+			r.Ended(anySession.Draw(t, "session"))
+		case KindStart:
+			session := *anySession.Draw(t, "session")
+			session.End = time.Time{}
+			r.Started(&session)
+		case KindSourceSeen:
+			r.SourceSeen(anySeen.Draw(t, "seen"))
+		case KindEvent:
+			r.Event(anyEvent.Draw(t, "event"))
+		case KindProbe:
+			r.Probe(anyProbe.Draw(t, "probe"))
+		case KindFinding:
+			r.Finding(anyFinding.Draw(t, "finding"))
+		}
+		if got := s.Stats(); got.DroppedKinds != want {
+			t.Fatalf("given up %v, want %v", got.DroppedKinds, want)
+		}
+	})
+	for _, other := range []string{"", "\x0a", "\x0a\x7f", "\x08\x01", "\x7a\x00", "\xff"} {
+		if kind := KindOf([]byte(other)); kind != KindUnknown && kind != KindStart {
+			t.Errorf("record %q is of kind %d", other, kind)
+		}
+	}
+}
+
 func TestRecorderFillsIn(t *testing.T) {
 	s, err := spool.Open(spool.Config{Dir: t.TempDir()})
 	if err != nil {

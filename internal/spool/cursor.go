@@ -12,11 +12,21 @@ import (
 
 const cursorName = "cursor"
 
-var cursorMagic = [8]byte{'d', 'n', 'c', 'u', 'r', 's', 'r', 1}
+// The last byte is the version. The first one knew no kinds.
+var (
+	cursorMagic  = [8]byte{'d', 'n', 'c', 'u', 'r', 's', 'r', 2}
+	cursorMagic1 = [8]byte{'d', 'n', 'c', 'u', 'r', 's', 'r', 1}
+)
+
+const (
+	cursorSize1 = 8 + 5*8 + 4
+	cursorSize  = cursorSize1 + Kinds*8
+)
 
 // counts is what was given up since the spool was made.
 type counts struct {
 	full, lost, damaged, damagedBytes uint64
+	kinds                             Tally // but for kind 0, which is what is left
 }
 
 // cursor is what the spool knows beside its records. It is replaced whole.
@@ -26,21 +36,30 @@ type cursor struct {
 }
 
 func (c cursor) encode() []byte {
-	b := append(make([]byte, 0, 64), cursorMagic[:]...)
+	b := append(make([]byte, 0, cursorSize), cursorMagic[:]...)
 	for _, n := range [...]uint64{c.acked, c.counts.full, c.counts.lost, c.counts.damaged, c.counts.damagedBytes} {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	for _, n := range c.counts.kinds {
 		b = binary.LittleEndian.AppendUint64(b, n)
 	}
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-func decodeCursor(b []byte) (cursor, error) {
-	const size = 8 + 5*8
-	if len(b) != size+4 || [8]byte(b) != cursorMagic ||
-		crc32.Checksum(b[:size], castagnoli) != binary.LittleEndian.Uint32(b[size:]) {
+func decodeCursor(b []byte) (c cursor, err error) {
+	end := len(b) - 4
+	known := len(b) == cursorSize && [8]byte(b) == cursorMagic || len(b) == cursorSize1 && [8]byte(b) == cursorMagic1
+	if !known || crc32.Checksum(b[:end], castagnoli) != binary.LittleEndian.Uint32(b[end:]) {
 		return cursor{}, errors.New("it is damaged")
 	}
 	number := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8+8*i:]) }
-	return cursor{acked: number(0), counts: counts{number(1), number(2), number(3), number(4)}}, nil
+	c = cursor{acked: number(0), counts: counts{full: number(1), lost: number(2), damaged: number(3), damagedBytes: number(4)}}
+	if len(b) == cursorSize {
+		for i := range c.counts.kinds {
+			c.counts.kinds[i] = number(5 + i)
+		}
+	}
+	return c, nil
 }
 
 // loadCursor returns false where there is none that can be read, and why if

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
@@ -205,6 +206,32 @@ func TestLostCursor(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// The cursor of an earlier version is read; what it counted is of no known kind.
+func TestOlderCursor(t *testing.T) {
+	cfg := Config{Dir: t.TempDir(), Kind: kindOf}
+	written(t, cfg, 10, 0)
+	old := append([]byte("dncursr\x01"), make([]byte, 5*8)...)
+	old[8], old[16], old[24] = 4, 5, 6 // acknowledged, full, lost
+	old = binary.LittleEndian.AppendUint32(old, crc32.Checksum(old, castagnoli))
+	if err := os.WriteFile(filepath.Join(cfg.Dir, cursorName), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, cfg)
+	if st := s.Stats(); st.Waiting != 6 || st.Full != 5 || st.Lost != 6 || st.DroppedKinds != (Tally{11}) {
+		t.Errorf("%+v", st)
+	}
+	s.Put(make([]byte, MaxRecord+1)) // of no kind
+	s.Put(record(0, MaxRecord+1))
+	if diff := cmp.Diff(run(4, 9), take(t, s, 100)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	shut(t, s)
+	s = open(t, cfg)
+	if st := s.Stats(); st.Dropped != 13 || st.DroppedKinds != (Tally{12, 1}) {
+		t.Errorf("opened again: %+v", st)
 	}
 }
 

@@ -47,6 +47,7 @@ type disk struct {
 	dir        string
 	maxBytes   int64
 	maxSegment int64
+	kind       classifier
 
 	segments []*segment // oldest first
 	active   *segment   // the last one, where it takes more; nil otherwise
@@ -267,6 +268,7 @@ func (d *disk) dropOldest() {
 	g := d.segments[0]
 	if g.end > d.acked {
 		d.counts.full += g.end - max(g.first, d.acked)
+		d.kind.segment(&d.counts.kinds, g, d.acked)
 		d.acked = g.end
 		if err := d.saveCursor(); err != nil {
 			d.note = err

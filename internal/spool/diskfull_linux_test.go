@@ -50,6 +50,8 @@ func mountSmall(dir string) error {
 type trial struct {
 	*Spool
 	n int // records put
+
+	delivered Tally
 }
 
 func (r *trial) put(count int) {
@@ -85,6 +87,8 @@ func (r *trial) drain(last int) (count, end int, err error) {
 				return count, last, fmt.Errorf("record %d after %d", n, last)
 			}
 			last = n
+			one := tally(n, n+1)
+			r.delivered.add(&one)
 		}
 		count += len(b.Records)
 		_ = r.Ack(b) // on a full disk the cursor is not written
@@ -96,7 +100,7 @@ func diskFull(dir string) error {
 	if err := mountSmall(dir); err != nil {
 		return err
 	}
-	s, err := Open(Config{Dir: filepath.Join(dir, "spool"), QueueBytes: 64 << 10})
+	s, err := Open(Config{Dir: filepath.Join(dir, "spool"), QueueBytes: 64 << 10, Kind: kindOf})
 	if err != nil {
 		return err
 	}
@@ -129,6 +133,14 @@ func diskFull(dir string) error {
 		return fmt.Errorf("delivered %d records up to %d of %d, but %+v", before, last, r.n, st)
 	}
 
+	want := tally(0, r.n) // less what was delivered
+	for i, n := range r.delivered {
+		want[i] -= n
+	}
+	if st.DroppedKinds != want {
+		return fmt.Errorf("given up by kind %v, want %v", st.DroppedKinds, want)
+	}
+
 	r.put(30)
 	if err := os.Remove(filler); err != nil {
 		return err
@@ -143,8 +155,8 @@ func diskFull(dir string) error {
 	if r.Spool, err = Open(Config{Dir: filepath.Join(dir, "spool")}); err != nil {
 		return err
 	}
-	if st = r.Stats(); st.Waiting != 30 || st.Lost != lost || st.Damaged != 0 {
-		return fmt.Errorf("after opening again: %+v, %d were lost before", st, lost)
+	if st = r.Stats(); st.Waiting != 30 || st.Lost != lost || st.Damaged != 0 || st.DroppedKinds != want {
+		return fmt.Errorf("after opening again: %+v, %d were lost before, by kind %v", st, lost, want)
 	}
 	if count, _, err := r.drain(last); err != nil || count != 30 {
 		return fmt.Errorf("%d records after the disk had room again: %w", count, err)

@@ -89,6 +89,28 @@ func number(b []byte) (int, error) {
 	return n, nil
 }
 
+// kindOf is the kind of a record: one of four by its number, none known of every
+// tenth.
+func kindOf(b []byte) int {
+	n, err := number(b)
+	if err != nil || n%10 == 9 {
+		return Kinds // none that there is
+	}
+	return 1 + n%4
+}
+
+// tally counts the kinds of the records from first up to end.
+func tally(first, end int) (t Tally) {
+	for n := first; n < end; n++ {
+		if n%10 == 9 {
+			t[0]++
+		} else {
+			t[1+n%4]++
+		}
+	}
+	return t
+}
+
 // numbers returns which records they are.
 func numbers(t testing.TB, records [][]byte) []int {
 	t.Helper()

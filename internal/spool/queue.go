@@ -46,16 +46,22 @@ func newQueue(limit, chunk int, next uint64) queue {
 	return queue{limit: limit, chunk: min(chunk, max(limit/16, 1<<10)), next: next}
 }
 
-// put copies the record to the end. first tells that the writer has to be
-// woken, lost how many records were given up.
-func (q *queue) put(record []byte) (first bool, lost uint64) {
-	need := frameHeader + len(record)
-	for q.bytes+need > q.limit {
-		if len(q.chunks) == 0 {
-			return false, lost + 1
-		}
-		lost += uint64(q.chunks[0].count)
+// makeRoom takes the oldest chunks away for a record. What is in them may be read
+// until something is put.
+func (q *queue) makeRoom(record []byte) (given []*chunk) {
+	for len(q.chunks) > 0 && q.bytes+frameHeader+len(record) > q.limit {
+		given = append(given, q.chunks[0])
 		q.shift()
+	}
+	return given
+}
+
+// put copies the record to the end. first tells that the writer has to be woken,
+// ok that there was room.
+func (q *queue) put(record []byte) (first, ok bool) {
+	need := frameHeader + len(record)
+	if q.bytes+need > q.limit {
+		return false, false
 	}
 	var c *chunk
 	if n := len(q.chunks); n > 0 {
@@ -72,7 +78,7 @@ func (q *queue) put(record []byte) (first bool, lost uint64) {
 	q.next++
 	q.count++
 	q.bytes += need
-	return first, lost
+	return first, true
 }
 
 func (q *queue) newChunk(need int) *chunk {

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -52,6 +53,10 @@ type Config struct {
 	// QueueBytes bounds the memory for records that wait for the disk. It is
 	// used only where the disk does not keep up.
 	QueueBytes int
+	// Kind tells which kind of record it is, for the count of those that are given
+	// up: a number below Kinds, 0 where that cannot be told. It is called for these
+	// only, by any thread. nil: all are 0.
+	Kind func(record []byte) int
 }
 
 // Stats is the state of the spool, for status.
@@ -69,6 +74,7 @@ type Stats struct {
 	// that could not be read back (a torn tail counts as one).
 	Dropped, Full, Lost, Damaged uint64
 	DamagedBytes                 uint64
+	DroppedKinds                 Tally // Dropped, by kind
 
 	// FailingSince is when writing began to fail, zero while it works.
 	FailingSince time.Time
@@ -83,6 +89,7 @@ type Stats struct {
 type Spool struct {
 	lock     *dirLock
 	maxBytes int64 // see Config
+	kind     classifier
 
 	stop     chan struct{} // closed: write what is there and end
 	giveUp   chan struct{} // closed: end
@@ -101,8 +108,9 @@ type Spool struct {
 	queue  queue
 	wanted bool // the consumer waits
 	closed bool
-	lost   uint64 // not yet in disk.counts
-	stats  Stats  // but for what the queue knows
+	lost   uint64 // not yet in disk.counts, as kinds
+	kinds  Tally
+	stats  Stats // but for what the queue knows
 	broken [failures]bool
 }
 
@@ -127,9 +135,11 @@ func Open(cfg Config) (*Spool, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool %s: %w", cfg.Dir, err), lock.release())
 	}
+	d.kind = cfg.Kind
 	s := &Spool{
 		lock:     lock,
 		maxBytes: cfg.MaxBytes,
+		kind:     cfg.Kind,
 		disk:     d,
 		stop:     make(chan struct{}),
 		giveUp:   make(chan struct{}),
@@ -150,10 +160,18 @@ func (s *Spool) Put(record []byte) {
 	defer s.mu.Unlock()
 	if s.closed || len(record) > MaxRecord {
 		s.lost++
+		s.kind.count(&s.kinds, record)
 		return
 	}
-	first, lost := s.queue.put(record)
-	s.lost += lost
+	for _, c := range s.queue.makeRoom(record) {
+		s.lost += uint64(c.count)
+		s.kind.frames(&s.kinds, c.buf)
+	}
+	first, ok := s.queue.put(record)
+	if !ok {
+		s.lost++
+		s.kind.count(&s.kinds, record)
+	}
 	if first {
 		signal(s.wake)
 	}
@@ -270,7 +288,8 @@ func (s *Spool) isClosed() bool {
 func (s *Spool) saveCursor() error {
 	s.mu.Lock()
 	s.disk.counts.lost += s.lost
-	s.lost = 0
+	s.disk.counts.kinds.add(&s.kinds)
+	s.lost, s.kinds = 0, Tally{}
 	s.mu.Unlock()
 	if err := s.disk.saveCursor(); err != nil {
 		s.failed(cursorFailure, err)
@@ -291,6 +310,12 @@ func (s *Spool) Stats() Stats {
 	st.WaitingBytes += uint64(bytes)
 	st.Lost += s.lost
 	st.Dropped = st.Full + st.Lost + st.Damaged
+	st.DroppedKinds.add(&s.kinds)
+	known := uint64(0)
+	for _, n := range st.DroppedKinds[1:] {
+		known += n
+	}
+	st.DroppedKinds[0] = st.Dropped - min(known, st.Dropped)
 	return st
 }
 
@@ -307,6 +332,7 @@ func (s *Spool) numbers() {
 	s.stats.Waiting, s.stats.WaitingBytes = d.waiting()
 	s.stats.Full, s.stats.Lost = d.counts.full, d.counts.lost
 	s.stats.Damaged, s.stats.DamagedBytes = d.counts.damaged, d.counts.damagedBytes
+	s.stats.DroppedKinds = d.counts.kinds
 	s.stats.FileBytes = d.bytes
 	if d.note != nil {
 		s.stats.LastError, s.stats.LastErrorAt = d.note, time.Now()
@@ -374,6 +400,9 @@ func (s *Spool) finish(cause error) error {
 	s.mu.Lock()
 	left := s.queue.count
 	s.lost += uint64(left)
+	for _, c := range slices.Concat(s.queue.inHand, s.queue.chunks) {
+		s.kind.frames(&s.kinds, c.buf)
+	}
 	s.queue.clear()
 	s.mu.Unlock()
 	err := s.saveCursor()

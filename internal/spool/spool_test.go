@@ -160,7 +160,7 @@ func TestConcurrentPut(t *testing.T) {
 func TestOldestMakeRoom(t *testing.T) {
 	dir := t.TempDir()
 	const maxBytes, size, total = 256 << 10, 200, 5000
-	cfg := Config{Dir: dir, MaxBytes: maxBytes}
+	cfg := Config{Dir: dir, MaxBytes: maxBytes, Kind: kindOf}
 	s := open(t, cfg)
 	for n := range total {
 		s.Put(record(n, size))
@@ -176,12 +176,15 @@ func TestOldestMakeRoom(t *testing.T) {
 	if st.Full == 0 || st.Full != st.Dropped || st.Full+st.Waiting != total || st.FileBytes < maxBytes*3/4 {
 		t.Errorf("stats %+v", st)
 	}
+	if diff := cmp.Diff(tally(0, int(st.Full)), st.DroppedKinds); diff != "" {
+		t.Errorf("kinds of what was given up (-want +got):\n%s", diff)
+	}
 	if used := diskUsage(t, dir); used > maxBytes+1024 {
 		t.Errorf("%d bytes on disk", used)
 	}
 	shut(t, s)
 	s = open(t, cfg)
-	if again := s.Stats(); again.Full != st.Full || again.Waiting != st.Waiting {
+	if again := s.Stats(); again.Full != st.Full || again.Waiting != st.Waiting || again.DroppedKinds != st.DroppedKinds {
 		t.Errorf("after opening again: %+v, before: %+v", again, st)
 	}
 	if diff := cmp.Diff(run(int(st.Full), total-1), take(t, s, 500)); diff != "" {

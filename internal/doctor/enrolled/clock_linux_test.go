@@ -202,8 +202,8 @@ func TestSpool(t *testing.T) {
 		Running: &enrolled.Running{Failing: "write /d/spool/1: no space left on device", Lost: 3},
 	})
 	must(t, list, "spool", "no space left", "du -xh")
-	list = enrolled.Judge(&enrolled.Facts{System: "linux", State: &deception.State{}, Data: enrolled.Data{Path: "/d"}, Running: &enrolled.Running{Lost: 3}})
-	if f := find(list, "spool"); f == nil || f.Severity != doctor.Note || !strings.Contains(f.What, "3 records") {
+	list = enrolled.Judge(&enrolled.Facts{System: "linux", State: &deception.State{}, Data: enrolled.Data{Path: "/d"}, Running: &enrolled.Running{Lost: 3, LostKinds: "2 sessions, 1 findings"}})
+	if f := find(list, "spool"); f == nil || f.Severity != doctor.Note || !strings.Contains(f.What, "3 records") || !strings.Contains(f.What, "1 findings") {
 		t.Errorf("found:\n%s", text(list))
 	}
 }

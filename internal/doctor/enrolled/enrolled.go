@@ -38,6 +38,7 @@ type Running struct {
 	Ports        []Port
 	Failing      string // why records cannot be written to the spool; empty where they can
 	Lost         uint64 // records that were given up
+	LostKinds    string // of what kinds, as "3 sessions, 1 events"
 	Waiting      uint64 // records that the controller does not have yet
 	WaitingBytes uint64
 }

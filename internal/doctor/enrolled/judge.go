@@ -206,9 +206,13 @@ func judgeSpool(f *Facts) []doctor.Finding {
 		out = append(out, d)
 	}
 	if r.Lost > 0 {
+		what := fmt.Sprintf("%d records were given up since the spool was made", r.Lost)
+		if r.LostKinds != "" {
+			what += ": " + r.LostKinds
+		}
 		out = append(out, doctor.Finding{
-			Check: "spool", Severity: doctor.Note, What: fmt.Sprintf("%d records were given up since the spool was made", r.Lost),
-			Why: "sessions of this node are missing in the store: the controller was away for too long, or the disk full",
+			Check: "spool", Severity: doctor.Note, What: what,
+			Why: "they are missing in the store: the controller was away for too long, or the disk full",
 		})
 	}
 	if len(out) == 0 {
