@@ -34,6 +34,7 @@ const (
 	EventInspectRestored EventKind = "inspect-restored" // it runs again
 	EventRulesRefused    EventKind = "rules-refused"    // new rules are wrong; those before them stay
 	EventFindingsMissed  EventKind = "findings-missed"  // Suricata's events were gone, or damaged, before they were read
+	EventSensorLoss      EventKind = "sensor-loss"      // a Suricata that others run says that it did not look at everything
 )
 
 // Event is something that happened to the deception network itself.

@@ -68,6 +68,7 @@ type Inspector struct {
 	// passed is the reader of events, for Suricata's goroutine, which must not wait
 	// for mu: Close waits for it.
 	passed   atomic.Pointer[eve.Reader]
+	sensor   sensor
 	services atomic.Pointer[[]deception.Service] // of the document
 	enabled  atomic.Bool                         // something is analysed
 	mirror   *capture.Mirror
@@ -91,7 +92,9 @@ type Inspector struct {
 // New returns an Inspector that analyses nothing yet.
 func New(cfg Config) *Inspector {
 	f := feed.New(feed.Config{Lanes: cfg.Lanes, Log: cfg.Log})
-	return &Inspector{cfg: cfg, feed: f, mirror: capture.NewMirror(capture.MirrorConfig{Node: cfg.Node, Feed: f, Log: cfg.Log})}
+	i := &Inspector{cfg: cfg, feed: f, mirror: capture.NewMirror(capture.MirrorConfig{Node: cfg.Node, Feed: f, Log: cfg.Log})}
+	i.sensor.tell = i.tell
+	return i
 }
 
 // Feed is where flows are shown to the outputs.
@@ -246,6 +249,7 @@ func (i *Inspector) applyEvents(want *deception.Inspect) error {
 	if i.events != nil && (i.reads != path || i.sees != sees) {
 		i.events.Close()
 		i.events = nil
+		i.sensor.forget()
 	}
 	if i.events != nil || path == "" {
 		return nil
@@ -255,6 +259,7 @@ func (i *Inspector) applyEvents(want *deception.Inspect) error {
 	i.events = eve.New(eve.Config{
 		Path: path, Checkpoint: filepath.Join(i.cfg.Dir, checkpointOf(want)), FromEnd: want.Suricata == deception.SuricataExternal,
 		Node: i.cfg.Node, Sessions: view, Deliver: i.deliver, Missed: i.missed, Lost: view.Lost, Log: i.cfg.Log,
+		Stats: i.sensor.heard,
 	})
 	i.passed.Store(i.events)
 	return nil
@@ -262,11 +267,12 @@ func (i *Inspector) applyEvents(want *deception.Inspect) error {
 
 // missed tells of events that cannot be read any more.
 func (i *Inspector) missed(why error) {
+	i.tell(deception.EventFindingsMissed, "events of Suricata may not have been read: "+why.Error())
+}
+
+func (i *Inspector) tell(kind deception.EventKind, message string) {
 	now := time.Now()
-	i.cfg.Recorder.Event(&deception.Event{
-		ID: deception.NewSessionID(now), Time: now, Kind: deception.EventFindingsMissed, Node: i.cfg.Node,
-		Message: "events of Suricata may not have been read: " + why.Error(),
-	})
+	i.cfg.Recorder.Event(&deception.Event{ID: deception.NewSessionID(now), Time: now, Kind: kind, Node: i.cfg.Node, Message: message})
 }
 
 // checkpointOf names the file in which the place in Suricata's events is noted. It

@@ -3,6 +3,7 @@ package inspect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -228,6 +229,58 @@ func TestMissedEventsAreTold(t *testing.T) {
 	defer n.mu.Unlock()
 	if len(n.events) != 1 || n.events[0].Kind != deception.EventFindingsMissed || !strings.Contains(n.events[0].Message, file) {
 		t.Errorf("told: %+v", n.events)
+	}
+}
+
+// A Suricata that others run says itself what it lost: once in a while an event tells,
+// and the status always.
+func TestLossOfOthersIsTold(t *testing.T) {
+	i, n, dir := newInspector(t)
+	file := filepath.Join(dir, "eve.json")
+	apply(t, i, &deception.Inspect{Suricata: deception.SuricataExternal, EVE: file})
+	says := func(packets, drops int) {
+		eventually(t, "what it says", func() bool { // again: reading begins at the end that the file then has
+			f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+			if err == nil {
+				_, err = fmt.Fprintf(f, `{"timestamp":"2026-03-04T05:06:07.000000+0000","event_type":"stats","stats":{"uptime":8,"capture":{"kernel_packets":%d,"kernel_drops":%d},"decoder":{"pkts":%[1]d}}}`+"\n", packets, drops)
+			}
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			c := i.Status().Events.Sensor
+			return c != nil && c.Captured == uint64(packets) && c.CaptureDrops == uint64(drops)
+		})
+	}
+	told := func() (messages []string) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, e := range n.events {
+			if e.Kind == deception.EventSensorLoss {
+				messages = append(messages, e.Message)
+			}
+		}
+		return messages
+	}
+	says(100, 0)
+	if st := i.Status(); len(st.Problems) != 0 || len(told()) != 0 {
+		t.Errorf("nothing was lost: %v, %v", st.Problems, told())
+	}
+	says(150, 7)
+	says(200, 9)
+	if st := i.Status(); len(st.Problems) != 1 || !strings.Contains(st.Problems[0], "9 of 200 packets") {
+		t.Errorf("problems %v", st.Problems)
+	}
+	if m := told(); len(m) != 1 || !strings.Contains(m[0], "7 of 150 packets") {
+		t.Errorf("told %q", m)
+	}
+	i.sensor.told = time.Now().Add(-lossEvery)
+	says(20, 9) // it was started anew, and lost as many
+	if m := told(); len(m) != 2 {
+		t.Errorf("told %q", m)
+	}
+	apply(t, i, &deception.Inspect{Suricata: deception.SuricataExternal, EVE: file + ".other"})
+	if st := i.Status(); st.Events.Sensor != nil || len(st.Problems) != 0 {
+		t.Errorf("of another one: %+v, %v", st.Events.Sensor, st.Problems)
 	}
 }
 

@@ -76,6 +76,9 @@ type EventStatus struct {
 	Truncations uint64 `json:"truncations"`
 	Missed      uint64 `json:"missed_files"`
 	LastError   string `json:"last_error,omitempty"`
+	// Sensor is what a Suricata that others run says about itself, all of its
+	// interfaces together; nil while it has said nothing.
+	Sensor *suricata.Counters `json:"sensor,omitempty"`
 }
 
 // PacketStatus is what is kept of the packets of sessions.
@@ -119,6 +122,9 @@ func (i *Inspector) Status() *Status {
 	if i.events != nil {
 		e := i.events.Stats()
 		s.Events = eventStatus(i.reads, &e)
+		if s.Events.Sensor = i.sensor.counters.Load(); s.Events.Sensor != nil && s.Events.Sensor.Lost() != "" {
+			s.problem("%s", lossText(s.Events.Sensor))
+		}
 		if !e.FailingSince.IsZero() {
 			s.problem("inspect: events of Suricata cannot be read since %s: %s", e.FailingSince.Format(time.RFC3339), e.LastError)
 		}

@@ -62,6 +62,7 @@ var classes = map[deception.EventKind]class{
 	deception.EventInspectRestored: {"host", "info", "success"},
 	deception.EventRulesRefused:    {"configuration", "info", "failure"},
 	deception.EventFindingsMissed:  {"host", "info", "failure"},
+	deception.EventSensorLoss:      {"host", "info", "failure"},
 }
 
 // NewEventDocument returns the event's document.

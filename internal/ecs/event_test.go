@@ -89,7 +89,7 @@ func TestEventKindsAreFiled(t *testing.T) {
 		deception.EventNodeConnected, deception.EventNodeLost, deception.EventNodeRevoked, deception.EventNodeEnrolled,
 		deception.EventEnrolRefused, deception.EventApplied, deception.EventConflict, deception.EventReclaimed,
 		deception.EventInspectFailed, deception.EventInspectRestored, deception.EventRulesRefused,
-		deception.EventFindingsMissed,
+		deception.EventFindingsMissed, deception.EventSensorLoss,
 	} {
 		if d := NewEventDocument(&deception.Event{Kind: kind}); len(d.EventCategory) != 1 || len(d.EventType) != 1 {
 			t.Errorf("%s: category %v, type %v", kind, d.EventCategory, d.EventType)

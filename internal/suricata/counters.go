@@ -22,6 +22,22 @@ type Counters struct {
 	Gaps         uint64 `json:"gaps"` // parts of streams that it missed
 	StreamMemory uint64 `json:"stream_memory"`
 	FlowMemory   uint64 `json:"flow_memory"`
+	// Of one that listens to interfaces: the packets that the kernel had for it, and
+	// those among them that it did not take in time.
+	Captured     uint64 `json:"captured,omitempty"`
+	CaptureDrops uint64 `json:"capture_drops,omitempty"`
+}
+
+// Lost says what Suricata did not look at since it started; empty: nothing is known.
+func (c *Counters) Lost() string {
+	var parts []string
+	if c.CaptureDrops > 0 {
+		parts = append(parts, fmt.Sprintf("it did not take %d of %d packets in time", c.CaptureDrops, c.Captured))
+	}
+	if c.MemoryDrops > 0 {
+		parts = append(parts, fmt.Sprintf("it ran out of the memory that it may use %d times", c.MemoryDrops))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // memoryDrops are the counters of what did not fit into a limit of memory.
@@ -36,6 +52,22 @@ func parseCounters(text []byte) (Counters, error) {
 	if err := json.Unmarshal(text, &tree); err != nil {
 		return Counters{}, fmt.Errorf("read counters: %w", err)
 	}
+	return countersOf(tree), nil
+}
+
+// ParseStats reads what a Suricata says about itself among its events (event_type
+// stats).
+func ParseStats(event []byte) (Counters, error) {
+	var e struct {
+		Stats map[string]any `json:"stats"`
+	}
+	if err := json.Unmarshal(event, &e); err != nil {
+		return Counters{}, fmt.Errorf("read counters: %w", err)
+	}
+	return countersOf(e.Stats), nil
+}
+
+func countersOf(tree map[string]any) Counters {
 	c := Counters{
 		Packets: number(tree, "decoder.pkts"), Bytes: number(tree, "decoder.bytes"), Invalid: number(tree, "decoder.invalid"),
 		Flows: number(tree, "flow.total"), Active: number(tree, "flow.active"),
@@ -43,11 +75,12 @@ func parseCounters(text []byte) (Counters, error) {
 		Gaps:         number(tree, "tcp.reassembly_gap"),
 		StreamMemory: number(tree, "tcp.memuse") + number(tree, "tcp.reassembly_memuse"),
 		FlowMemory:   number(tree, "flow.memuse"),
+		Captured:     number(tree, "capture.kernel_packets"), CaptureDrops: number(tree, "capture.kernel_drops"),
 	}
 	for _, path := range memoryDrops {
 		c.MemoryDrops += number(tree, path)
 	}
-	return c, nil
+	return c
 }
 
 // number is the counter of a name with dots, 0 where there is none.

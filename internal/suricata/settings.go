@@ -46,6 +46,8 @@ outputs:
         - krb5
         - snmp
         - flow
+        - stats                # decoynet tells what Suricata lost
+stats: {enabled: yes, interval: 8}
 vlan:
   use-for-tracking: true       # overlapping addresses of two segments are told apart
 af-packet:

@@ -140,6 +140,13 @@ func TestInspectExternal(t *testing.T) {
 	if rec := o.ended(from); f.Session != rec.ID || f.Decoy != "office-web" {
 		t.Errorf("the alert is %+v, the session %+v", f, rec)
 	}
+	eventually(t, 60*time.Second, func() error {
+		st, err := o.inspection()
+		if err == nil && st.Events.Sensor.Captured < 10 {
+			err = fmt.Errorf("suricata's own counters are not in the status: %+v", st.Events)
+		}
+		return err
+	})
 }
 
 // testInspected: what comes through the tunnel is analysed at the gateway, under the

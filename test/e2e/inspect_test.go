@@ -85,6 +85,7 @@ type inspection struct {
 	Events struct {
 		Alerts                      int
 		Unknown, Mismatched, Broken int
+		Sensor                      struct{ Captured int }
 	}
 }
 
