@@ -261,5 +261,8 @@ func (s *segment) Packet(f *strip.Flow, side int, at int64, ip []byte) {
 	s.mirror.config.Feed.Frame(f.Value.(*deception.Session), side, at, ip)
 }
 
-// End is the record's to tell.
-func (s *segment) End(*strip.Flow, int64, deception.EndReason) {}
+// End is the record's to tell, where it knows of the flow: connection tracking takes
+// two first packets of one flow for one, and not every packet for one of a flow.
+func (s *segment) End(f *strip.Flow, _ int64, _ deception.EndReason) {
+	s.mirror.config.Feed.Done(f.Value.(*deception.Session).ID.Key())
+}

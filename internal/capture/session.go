@@ -21,6 +21,9 @@ type Feed interface {
 	Frame(s *deception.Session, side int, at int64, ip []byte)
 	// Know says what is known of a session.
 	Know(s *deception.Session)
+	// Done says that a session shows no more packets; what else there is to know of
+	// its end may come later, or never.
+	Done(k deception.SessionKey)
 }
 
 // Recorder takes the sessions of flows that nobody else records. Its methods

@@ -17,6 +17,7 @@ type told struct{ known, started, ended []deception.Session }
 
 func (r *told) Frame(*deception.Session, int, int64, []byte) {}
 func (r *told) Know(s *deception.Session)                    { r.known = append(r.known, *s) }
+func (r *told) Done(deception.SessionKey)                    {}
 func (r *told) Started(s *deception.Session)                 { r.started = append(r.started, *s) }
 func (r *told) Ended(s *deception.Session)                   { r.ended = append(r.ended, *s) }
 

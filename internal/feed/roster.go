@@ -41,7 +41,7 @@ type known struct {
 	mode       deception.SourceMode
 	reason     deception.EndReason
 	partial    uint32 // the names of outputs that did not see all of it, see losses
-	forgetting int64  // when its end was told, see clock.elapsed; 0: it runs
+	forgetting int64  // when its end was told, see clock.elapsed; 0: it was not
 }
 
 // names are the words of a session, which many have in common.
@@ -88,6 +88,21 @@ func (r *rosterShard) know(k deception.SessionKey, s *deception.Session, now int
 		return
 	}
 	e.end = s.End.UnixNano()
+	r.over(k, e, now)
+}
+
+// Done tells that nothing more is shown of a session. It is forgotten as one that
+// has ended is, also where nobody tells of its end.
+func (f *Feed) Done(k deception.SessionKey) {
+	r := f.roster.shard(k)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.sessions[k]; e != nil {
+		r.over(k, e, f.clock.elapsed())
+	}
+}
+
+func (r *rosterShard) over(k deception.SessionKey, e *known, now int64) {
 	if e.forgetting == 0 {
 		e.forgetting = now
 		r.ended = append(r.ended, k)

@@ -90,3 +90,32 @@ func TestRosterIsBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestDone: a session of which nobody tells the end is forgotten when it shows
+// nothing more, and one of which somebody does, later, is known by that.
+func TestDone(t *testing.T) {
+	f := New(Config{})
+	defer f.Close()
+	now := time.Now()
+	for range 2 * rosterEnded {
+		s := &deception.Session{ID: deception.NewSessionID(now), Start: now}
+		f.Know(s)
+		f.Done(s.ID.Key())
+	}
+	size := 0
+	for i := range f.roster.shards {
+		size += len(f.roster.shards[i].sessions)
+	}
+	if size > rosterEnded+rosterShards {
+		t.Errorf("%d sessions are known, want %d at most", size, rosterEnded)
+	}
+	s := &deception.Session{ID: deception.NewSessionID(now), Start: now}
+	f.Know(s)
+	f.Done(s.ID.Key())
+	s.End, s.Service = now.Add(time.Second), "web"
+	f.Know(s)
+	if got, _, ok := f.Find(s.ID.Key()); !ok || got.Service != "web" || got.Running() {
+		t.Errorf("%v %+v", ok, got)
+	}
+	f.Done(deception.SessionKey{})
+}

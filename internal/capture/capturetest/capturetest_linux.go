@@ -63,6 +63,9 @@ func (r *Recordings) Frame(s *deception.Session, side int, at int64, ip []byte) 
 	r.frames++
 }
 
+// Done implements capture.Feed.
+func (r *Recordings) Done(deception.SessionKey) {}
+
 func (r *Recordings) Know(s *deception.Session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
