@@ -75,3 +75,28 @@ func TestDepth(t *testing.T) {
 		})
 	}
 }
+
+// TestDepthChanges: what was left out of a flow is not passed over when the depth is
+// raised, as if what comes then followed what was fed.
+func TestDepthChanges(t *testing.T) {
+	f := New(Config{Lanes: 1, Depth: 10})
+	defer f.Close()
+	out := &watched{}
+	f.Add("out", out)
+	before := tcpFlow(f, "4000").server("0123456789").server("left out")
+	f.SetDepth(0)
+	before.server("behind a hole").end(deception.EndClientClosed)
+	tcpFlow(f, "4001").client("0123456789").client("and all the rest").end(deception.EndClientClosed)
+	payload := func(from uint16) (n int) {
+		for _, x := range out.all() {
+			if x.from == from {
+				n += x.payload
+			}
+		}
+		return n
+	}
+	waitFor(t, "the second flow is shown whole", func() bool { return payload(4001) == len("0123456789and all the rest") })
+	if n := payload(80); n != 10 {
+		t.Errorf("%d bytes of the first flow are shown, want the 10 before the hole", n)
+	}
+}

@@ -100,7 +100,8 @@ func New(c Config) *Feed {
 	return f
 }
 
-// SetDepth changes how many bytes of each direction of a flow are fed; 0 is no limit.
+// SetDepth changes how many bytes of each direction of a flow are fed, for flows that
+// begin from now on: those that run would go on behind a hole. 0 is no limit.
 func (f *Feed) SetDepth(bytes uint64) { f.depth.Store(bytes) }
 
 // flushLazily hands over what waits in lanes, a moment after the first of it came.
@@ -147,7 +148,7 @@ func (f *Feed) Begin(s *deception.Session, lane int) *Flow {
 	if lost := full & mask; lost != 0 {
 		f.countLost(s.ID.Key(), lost)
 	}
-	w := &Flow{feed: f, lane: f.lanes[uint(lane)%uint(len(f.lanes)-1)], key: s.ID.Key(), transport: s.Transport, born: f.readers.Load()}
+	w := &Flow{feed: f, lane: f.lanes[uint(lane)%uint(len(f.lanes)-1)], key: s.ID.Key(), transport: s.Transport, born: f.readers.Load(), depth: f.depth.Load()}
 	w.barred = full & mask
 	w.lost.Store(w.barred)
 	intruder, decoy := frame.Addresses(w.key)

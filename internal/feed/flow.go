@@ -14,10 +14,11 @@ type Flow struct {
 	lane      *lane
 	key       deception.SessionKey
 	transport deception.Transport
-	tuple     uint64
-	born      uint32 // the last reader that there was when it began
-	barred    uint64 // the outputs that lost it before it began
 	closed    bool   // guarded by lane.mu
+	born      uint32 // the last reader that there was when it began
+	tuple     uint64
+	depth     uint64 // bytes of each side that are fed; 0: no limit
+	barred    uint64 // the outputs that lost it before it began
 	header    [2]frame.Header
 	fed       [2]atomic.Uint64 // payload of each side that was fed
 	lost      atomic.Uint64    // the outputs that lost it, one bit each
@@ -74,8 +75,7 @@ func (w *Flow) Wants(side int) bool {
 	if w == nil {
 		return false
 	}
-	depth := w.feed.depth.Load()
-	return w.wanted() && (depth == 0 || w.fed[side].Load() < depth)
+	return w.wanted() && (w.depth == 0 || w.fed[side].Load() < w.depth)
 }
 
 // wanted tells whether there is an output that has not lost the flow.
