@@ -28,7 +28,8 @@ const (
 	unreadBytes = 2 << 20
 )
 
-// ended is a flow that ended for an output after so many bytes of all frames.
+// ended is a flow that ended for an output, or was last shown, after so many bytes of
+// all frames.
 type ended struct {
 	key   deception.SessionKey
 	bytes uint64
@@ -65,7 +66,7 @@ type synthesis struct {
 	out    *output
 	epoch  uint32  // the reader that there is
 	first  uint32  // the one that the output began with
-	live   []*Flow // TCP flows that are open
+	live   []*Flow // flows that are open and were shown, but mirrored ones, of whose end nobody tells
 	due    []*Flow // those with data that nothing came after
 	nudged int64   // when they were last looked at
 	cursor int     // the next one to look at for keepAlive
@@ -133,7 +134,9 @@ func (s *synthesis) record(r *record, data []byte) error {
 	switch {
 	case r.kind == kindPacket:
 		s.buffer = w.header[r.side].Packet(s.buffer[:0], data)
-		return s.write(s.buffer)
+		err := s.write(s.buffer)
+		s.remember(w, p)
+		return err
 	case w.transport != deception.TCP:
 		return s.datagram(w, p, r, data)
 	}
@@ -172,6 +175,7 @@ func (s *synthesis) datagram(w *Flow, p *progress, r *record, data []byte) error
 	case kindBegin, kindFin:
 		return nil
 	case kindData:
+		s.open(w, p)
 		s.ids++
 		s.buffer = w.header[r.side].UDP(s.buffer[:0], uint16(s.ids), data)
 		return s.write(s.buffer)
@@ -180,14 +184,37 @@ func (s *synthesis) datagram(w *Flow, p *progress, r *record, data []byte) error
 	return nil
 }
 
+// open notes that a flow is open.
+func (s *synthesis) open(w *Flow, p *progress) {
+	if p.live < 0 {
+		p.live = int32(len(s.live))
+		s.live = append(s.live, w)
+	}
+}
+
+// left notes that a flow was shown up to now.
+func (s *synthesis) left(w *Flow) {
+	s.recent[s.next] = ended{w.key, s.out.bytes.Load()}
+	s.next = (s.next + 1) % recentFlows
+}
+
+// remember does so for a mirrored flow now and then, as it may go on or not. Its
+// offset is where that was last done, in KB and never 0.
+func (s *synthesis) remember(w *Flow, p *progress) {
+	now := uint32(s.out.bytes.Load()>>10) + 1
+	if p.offset[0] == 0 || now-p.offset[0] > unreadBytes>>10/16 {
+		p.offset[0] = now
+		s.left(w)
+	}
+}
+
 // drop forgets a flow.
 func (s *synthesis) drop(w *Flow, p *progress) {
 	if p.epoch != s.epoch {
 		return
 	}
 	p.state |= stateDead
-	s.recent[s.next] = ended{w.key, s.out.bytes.Load()}
-	s.next = (s.next + 1) % recentFlows
+	s.left(w)
 	if p.live < 0 {
 		return
 	}
@@ -262,9 +289,10 @@ func (o *output) nudgeAll(at int64, quiet time.Duration) {
 		p.state &^= stateListed
 		o.until(at)
 		if err := o.nudge(w, p); err != nil {
-			kept = kept[:0]
 			o.note(err)
-			break
+			if p.epoch != o.epoch {
+				return // the new reader was told of none of them
+			}
 		}
 	}
 	clear(o.due[len(kept):])
@@ -303,7 +331,7 @@ func (o *output) keepAlive(at int64) {
 		w := o.live[o.cursor]
 		o.cursor++
 		p := &w.seen[o.slot]
-		if at-p.last < int64(keepAliveAfter) {
+		if w.transport != deception.TCP || at-p.last < int64(keepAliveAfter) {
 			continue
 		}
 		o.until(at)

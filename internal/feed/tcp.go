@@ -44,8 +44,7 @@ func (s *synthesis) show(w *Flow, p *progress) error {
 		return err
 	}
 	p.state |= stateShown
-	p.live = int32(len(s.live))
-	s.live = append(s.live, w)
+	s.open(w, p)
 	return nil
 }
 
