@@ -157,36 +157,48 @@ func (w *watch) exchanged(b *Binary) bool {
 // process: as long as that lives, one reader more is nothing that the writer could
 // notice.
 func waiting(pid int, fifo string) (n int, replaced bool) {
+	path, have := openFIFO(pid, fifo)
+	if have == nil {
+		return 0, false
+	}
+	if want, err := os.Stat(fifo); err != nil || !os.SameFile(have, want) {
+		return 0, true
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false
+	}
+	n, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
+	unix.Close(fd)
+	if err != nil {
+		return 0, false
+	}
+	return n, false
+}
+
+// opens tells whether the process has the FIFO open, or one that was in its place.
+func opens(pid int, fifo string) bool {
+	_, have := openFIFO(pid, fifo)
+	return have != nil
+}
+
+// openFIFO finds the FIFO of that name among what a process has open; nil: it has none.
+func openFIFO(pid int, fifo string) (path string, info os.FileInfo) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return 0, false
+		return "", nil
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if to, err := os.Readlink(path); err != nil || filepath.Base(strings.TrimSuffix(to, " (deleted)")) != filepath.Base(fifo) {
 			continue
 		}
-		have, errHave := os.Stat(path)
-		want, errWant := os.Stat(fifo)
-		if errHave != nil || have.Mode()&fs.ModeNamedPipe == 0 {
-			continue
+		if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+			return path, info
 		}
-		if errWant != nil || !os.SameFile(have, want) {
-			return 0, true
-		}
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return 0, false
-		}
-		n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-		unix.Close(fd)
-		if err != nil {
-			return 0, false
-		}
-		return n, false
 	}
-	return 0, false
+	return "", nil
 }
 
 // bytesRead is how much a process has read from anything.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ type process struct {
 	done   chan struct{} // closed when it is over
 	err    error         // how it ended; read after done
 	cmd    *exec.Cmd
+	opened atomic.Bool // the FIFO, as far as somebody looked
 }
 
 // start runs Suricata with the inspect directory as descriptor 3. It ends with
@@ -103,9 +105,24 @@ func (p *process) outOfMemoryScore(n int) {
 
 func (p *process) kill() { _ = p.cmd.Process.Kill() }
 
+// began tells whether Suricata has opened the FIFO. Until then it knows nothing, and
+// is deaf: it reads its rules, it waits for the FIFO's first writer, or it has not
+// found the FIFO any more, which is nothing that 7.0.10 ends for.
+func (p *process) began(fifo string) bool {
+	if !p.opened.Load() && opens(p.pid, fifo) {
+		p.opened.Store(true)
+	}
+	return p.opened.Load()
+}
+
 // stop ends Suricata in good order, in which it tells of the flows that it knows.
-// After grace it is killed.
+// After grace it is killed, and at once where it knows of none.
 func (p *process) stop(fifo string, grace time.Duration) {
+	if !p.began(fifo) {
+		p.kill()
+		<-p.done
+		return
+	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	over := time.After(grace)
 	push := time.NewTicker(nudgeAfter)

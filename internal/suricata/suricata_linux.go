@@ -147,8 +147,17 @@ func (s *Suricata) Status() Status {
 }
 
 // Ending says that the feed is about to be closed for good: Suricata then ends by
-// itself when it has looked at everything, and is not started again.
-func (s *Suricata) Ending() { s.ending.Store(true) }
+// itself when it has looked at everything, and is not started again. One that has not
+// opened the feed is ended at once: it could not be told to end by it any more.
+func (s *Suricata) Ending() {
+	s.ending.Store(true)
+	s.mu.Lock()
+	p := s.process
+	s.mu.Unlock()
+	if p != nil && !p.began(s.FIFO()) {
+		p.kill()
+	}
+}
 
 // endsItself is how long Suricata may take for what was left in the feed.
 const endsItself = 5 * time.Second
