@@ -235,6 +235,7 @@ func checkHAProxy(t *testing.T, c *Capture, r *capturetest.Recordings, path stri
 	for _, s := range r.Over() {
 		sessions[s.ID] = s
 	}
+	overtaken := 0
 	for _, e := range events {
 		switch e.Kind {
 		case "http":
@@ -248,12 +249,20 @@ func checkHAProxy(t *testing.T, c *Capture, r *capturetest.Recordings, path stri
 				t.Errorf("session %+v", s)
 			}
 		case "anomaly":
-			if !capturetest.SentAgain[e.Anomaly.Event] {
+			switch {
+			case capturetest.SentAgain[e.Anomaly.Event]:
+			case capturetest.Overtaken[e.Anomaly.Event] && overtaken < maxOvertaken:
+				overtaken++
+			default:
 				t.Errorf("Suricata does not like it: %s", e.Line)
 			}
 		}
 	}
 }
+
+// maxOvertaken is how many events there may be of acknowledgements that came late. With
+// numbers that are wrong there would be one of each packet, thousands.
+const maxOvertaken = 20
 
 // keepKnown leaves out records of flows that the witness did not see.
 func keepKnown(got, want []string) []string {

@@ -145,6 +145,10 @@ reference-config-file: /etc/suricata/reference.config
 // SentAgain are the anomalies of what a sender sends again on a busy machine.
 var SentAgain = map[string]bool{"stream.pkt_spurious_retransmission": true, "stream.est_pkt_before_last_ack": true, "stream.pkt_retransmission": true}
 
+// Overtaken are the anomalies of an acknowledgement that a later one has overtaken, as
+// where a processor is interrupted that was to send it: a real packet is shown as it is.
+var Overtaken = map[string]bool{"stream.pkt_invalid_ack": true, "stream.est_invalid_ack": true}
+
 // Event is a record of Suricata's.
 type Event struct {
 	Kind    string         `json:"event_type"`
