@@ -162,7 +162,7 @@ func (x *extraction) searchFile(name string, in *bufio.Reader) error {
 	return fmt.Errorf("read %s: %w", f.Name(), err)
 }
 
-// write copies the frames that were found. They are nearly in order: the feed's
+// write copies the frames that were found, as far as they are still there. They are nearly in order: the feed's
 // lanes and the captured flows meet in the files only.
 func (x *extraction) write(w io.Writer) error {
 	slices.SortStableFunc(x.hits, func(a, b hit) int { return cmp.Compare(a.at, b.at) })
@@ -187,13 +187,18 @@ func (x *extraction) write(w io.Writer) error {
 			continue // expired since
 		}
 		content = slices.Grow(content[:0], h.size)[:h.size]
-		if _, err := open.ReadAt(content, h.offset); err != nil {
+		if _, err := open.ReadAt(content, h.offset); errors.Is(err, io.EOF) {
+			continue // cut off since: the disk did not take all of it
+		} else if err != nil {
 			return err
 		}
 		text = x.untag(text[:0], h.at, content)
 		if _, err := out.Write(text); err != nil {
 			return err
 		}
+	}
+	if x.found.Packets == 0 {
+		return fmt.Errorf("%w: they expired in this moment", ErrNotKept)
 	}
 	return out.Flush()
 }
