@@ -82,7 +82,7 @@ func open(t testing.TB, cfg RecorderConfig) *Recorder {
 
 func closeRecorder(t testing.TB, r *Recorder) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := r.Close(ctx); err != nil {
 		t.Errorf("close: %v", err)
@@ -106,7 +106,7 @@ func openReader(t testing.TB, path string) *Reader {
 // all reads what the filter chooses.
 func all(t testing.TB, r *Reader, f Filter) []deception.Session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var out []deception.Session
 	for s, err := range r.Sessions(ctx, f) {
