@@ -2,7 +2,6 @@ package claim
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -122,31 +121,6 @@ func (k *keeper) read() []Frame {
 			return []Frame{f}
 		}
 	}
-}
-
-// parse reads what the machine's kernel hears; the product has its own reader.
-func parse(b []byte) (f Frame, ok bool) {
-	if len(b) < 42 {
-		return f, false
-	}
-	f = Frame{TargetMAC: MAC(b[:6]), SourceMAC: MAC(b[6:12])}
-	switch binary.BigEndian.Uint16(b[12:]) {
-	case etherARP:
-		f.Kind = map[byte]Kind{1: ARPRequest, 2: ARPReply}[b[21]]
-		f.SenderMAC, f.Source, f.Target = MAC(b[22:28]), netip.AddrFrom4([4]byte(b[28:32])), netip.AddrFrom4([4]byte(b[38:42]))
-		return f, true
-	case etherIPv6:
-		if len(b) < 78 || b[20] != protoICMPv6 || b[54] != 135 && b[54] != 136 {
-			return f, false
-		}
-		f.Kind = map[byte]Kind{135: Solicitation, 136: Advertisement}[b[54]]
-		f.Source, f.Target = netip.AddrFrom16([16]byte(b[22:38])), netip.AddrFrom16([16]byte(b[62:78]))
-		if len(b) >= 86 && (b[78] == 1 || b[78] == 2) {
-			f.SenderMAC = MAC(b[80:86])
-		}
-		return f, true
-	}
-	return f, false
 }
 
 // apply makes the kernel answer for exactly the held addresses.

@@ -181,23 +181,39 @@ func answer(a netip.Addr, from MAC) Frame {
 	return f
 }
 
-// decode reads what a Claimer sends; tshark reads it in TestFramesBySecondReader.
 func decode(t fataler, b []byte) Frame {
 	t.Helper()
-	f := Frame{TargetMAC: MAC(b[:6]), SourceMAC: MAC(b[6:12])}
-	switch binary.BigEndian.Uint16(b[12:]) {
-	case etherARP:
-		f.SenderMAC, f.Source, f.Target = MAC(b[22:28]), netip.AddrFrom4([4]byte(b[28:32])), netip.AddrFrom4([4]byte(b[38:42]))
-	case etherIPv6:
-		f.Kind = Solicitation
-		if b[54] == 136 {
-			f.Kind, f.SenderMAC = Advertisement, MAC(b[80:86])
-		}
-		f.Source, f.Target = netip.AddrFrom16([16]byte(b[22:38])), netip.AddrFrom16([16]byte(b[62:78]))
-	default:
-		t.Fatalf("a frame of type %x", b[12:14])
+	f, ok := parse(b)
+	if !ok {
+		t.Fatalf("a frame that says nothing: %x", b)
 	}
 	return f
+}
+
+// parse reads what a Claimer sends, and what the machine's kernel hears: the product
+// has its own reader, and tshark reads the frames that are sent in package frame.
+func parse(b []byte) (f Frame, ok bool) {
+	if len(b) < 42 {
+		return f, false
+	}
+	f = Frame{TargetMAC: MAC(b[:6]), SourceMAC: MAC(b[6:12])}
+	switch binary.BigEndian.Uint16(b[12:]) {
+	case 0x0806:
+		f.Kind = map[byte]Kind{1: ARPRequest, 2: ARPReply}[b[21]]
+		f.SenderMAC, f.Source, f.Target = MAC(b[22:28]), netip.AddrFrom4([4]byte(b[28:32])), netip.AddrFrom4([4]byte(b[38:42]))
+		return f, true
+	case 0x86dd:
+		if len(b) < 78 || b[20] != 58 || b[54] != 135 && b[54] != 136 {
+			return f, false
+		}
+		f.Kind = map[byte]Kind{135: Solicitation, 136: Advertisement}[b[54]]
+		f.Source, f.Target = netip.AddrFrom16([16]byte(b[22:38])), netip.AddrFrom16([16]byte(b[62:78]))
+		if len(b) >= 86 && (b[78] == 1 || b[78] == 2) {
+			f.SenderMAC = MAC(b[80:86])
+		}
+		return f, true
+	}
+	return f, false
 }
 
 // probes returns when the node asked for the address.

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+
+	"decoynet/internal/frame"
 )
 
 // Protocol numbers of frames and packets.
@@ -21,25 +23,6 @@ const (
 	etherHeader = 14
 )
 
-var broadcast = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-
-// arpRequest asks who has target (RFC 826). A zero sender makes it a probe
-// (RFC 5227, section 2.1.1), which claims nothing.
-func arpRequest(mac net.HardwareAddr, sender, target netip.Addr) []byte {
-	b := append(append(bytes.Clone(broadcast), mac...), 0, 0)
-	binary.BigEndian.PutUint16(b[12:], etherARP)
-	b = append(b, 0, 1, 8, 0, 6, 4, 0, 1) // Ethernet, IPv4, request
-	b = append(b, mac...)
-	from := [4]byte{}
-	if sender.IsValid() {
-		from = sender.As4()
-	}
-	b = append(b, from[:]...)
-	b = append(b, make([]byte, 6)...)
-	b = append(b, target.AsSlice()...)
-	return append(b, make([]byte, 60-len(b))...)
-}
-
 // parseARP returns who says to have which address, in a request or an answer.
 func parseARP(frame []byte) (netip.Addr, net.HardwareAddr, bool) {
 	if len(frame) < etherHeader+28 || !bytes.Equal(frame[12:20], []byte{8, 6, 0, 1, 8, 0, 6, 4}) {
@@ -47,26 +30,6 @@ func parseARP(frame []byte) (netip.Addr, net.HardwareAddr, bool) {
 	}
 	a := frame[etherHeader:]
 	return netip.AddrFrom4([4]byte(a[14:18])), bytes.Clone(a[8:14]), true
-}
-
-// solicitation asks for an IPv6 neighbour (RFC 4861, section 4.3). From the
-// unspecified address it is that of duplicate address detection (RFC 4862,
-// section 5.4), answered to all nodes; otherwise it is answered to mac.
-func solicitation(mac net.HardwareAddr, sender, target netip.Addr) []byte {
-	t := target.As16()
-	group := netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 11: 0x01, 12: 0xff, 13: t[13], 14: t[14], 15: t[15]})
-	body := append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, t[:]...)
-	if !sender.IsUnspecified() {
-		body = append(append(body, 1, 1), mac...) // source link-layer address
-	}
-	binary.BigEndian.PutUint16(body[2:], checksum(sender, group, protoICMPv6, body))
-	b := append([]byte{0x33, 0x33, 0xff, t[13], t[14], t[15]}, mac...)
-	b = binary.BigEndian.AppendUint16(b, etherIPv6)
-	b = append(b, 0x60, 0, 0, 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(body)))
-	b = append(b, protoICMPv6, 255)
-	b = append(append(b, sender.AsSlice()...), group.AsSlice()...)
-	return append(b, body...)
 }
 
 // parseAdvertisement returns who says to have which IPv6 address.
@@ -107,7 +70,7 @@ func segment(from, to netip.AddrPort, sequence uint32, flags byte) []byte {
 		b = append(b, 2, 4, 0x05, 0xb4) // MSS 1460
 		b[12] = 6 << 4
 	}
-	binary.BigEndian.PutUint16(b[16:], checksum(from.Addr(), to.Addr(), protoTCP, b))
+	binary.BigEndian.PutUint16(b[16:], frame.PacketChecksum(from.Addr(), to.Addr(), protoTCP, b))
 	return b
 }
 
@@ -121,7 +84,7 @@ func packetOf(from, to netip.Addr, proto byte, payload []byte) []byte {
 	b := []byte{0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, proto, 0, 0}
 	binary.BigEndian.PutUint16(b[2:], uint16(20+len(payload)))
 	b = append(append(b, from.AsSlice()...), to.AsSlice()...)
-	binary.BigEndian.PutUint16(b[10:], ^fold(sum(b)))
+	binary.BigEndian.PutUint16(b[10:], frame.Checksum(frame.Sum(b)))
 	return append(b, payload...)
 }
 
@@ -171,28 +134,4 @@ func parseIP(b []byte) (from, to netip.Addr, proto byte, body []byte, ok bool) {
 		return from, to, b[6], b[40:], true
 	}
 	return from, to, 0, nil, false
-}
-
-// checksum is the Internet checksum (RFC 1071) over pseudo header and payload.
-func checksum(from, to netip.Addr, proto byte, payload []byte) uint16 {
-	total := uint32(proto) + uint32(len(payload)) + sum(from.AsSlice()) + sum(to.AsSlice()) + sum(payload)
-	return ^fold(total)
-}
-
-func sum(b []byte) uint32 {
-	var total uint32
-	for ; len(b) >= 2; b = b[2:] {
-		total += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		total += uint32(b[0]) << 8
-	}
-	return total
-}
-
-func fold(total uint32) uint16 {
-	for total>>16 != 0 {
-		total = total&0xffff + total>>16
-	}
-	return uint16(total)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -21,31 +22,31 @@ var (
 )
 
 func TestARP(t *testing.T) {
-	frame := arpRequest(testMAC, netip.Addr{}, netip.MustParseAddr("192.0.2.7"))
+	sent := frame.ARPRequest(frame.MAC(testMAC), netip.Addr{}, netip.MustParseAddr("192.0.2.7"))
 	want := "ffffffffffff" + "020102030405" + "0806" + "0001080006040001" + "020102030405" + "00000000" + "000000000000" + "c0000207" + "000000000000000000000000000000000000"
-	if got := hex.EncodeToString(frame); got != want {
+	if got := hex.EncodeToString(sent); got != want {
 		t.Errorf("probe is\n%s, want\n%s", got, want)
 	}
-	if a, mac, ok := parseARP(arpRequest(testMAC, netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("192.0.2.7"))); !ok || a.String() != "192.0.2.9" || mac.String() != testMAC.String() {
+	if a, mac, ok := parseARP(frame.ARPRequest(frame.MAC(testMAC), netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("192.0.2.7"))); !ok || a.String() != "192.0.2.9" || mac.String() != testMAC.String() {
 		t.Errorf("parsed %s, %s, %t", a, mac, ok)
 	}
-	if _, _, ok := parseARP(frame[:20]); ok {
+	if _, _, ok := parseARP(sent[:20]); ok {
 		t.Error("parsed half a frame")
 	}
 }
 
 func TestAdvertisement(t *testing.T) {
 	target := netip.MustParseAddr("2001:db8::7")
-	frame := solicitation(testMAC, netip.IPv6Unspecified(), target)
-	if _, _, ok := parseAdvertisement(frame); ok {
+	sent := frame.Solicitation(frame.MAC(testMAC), netip.IPv6Unspecified(), target)
+	if _, _, ok := parseAdvertisement(sent); ok {
 		t.Error("a solicitation was taken for an advertisement")
 	}
-	if got := frame[:6]; !cmp.Equal(got, []byte{0x33, 0x33, 0xff, 0, 0, 7}) {
+	if got := sent[:6]; !cmp.Equal(got, []byte{0x33, 0x33, 0xff, 0, 0, 7}) {
 		t.Errorf("sent to %x", got)
 	}
-	frame = solicitation(testMAC, linkLocal(testMAC), target)
-	frame[etherHeader+40] = 136 // as an answer without the option of an answer
-	if a, mac, ok := parseAdvertisement(frame); !ok || a != target || mac.String() != testMAC.String() {
+	sent = frame.Solicitation(frame.MAC(testMAC), linkLocal(testMAC), target)
+	sent[etherHeader+40] = 136 // as an answer without the option of an answer
+	if a, mac, ok := parseAdvertisement(sent); !ok || a != target || mac.String() != testMAC.String() {
 		t.Errorf("parsed %s, %s, %t", a, mac, ok)
 	}
 	if got := linkLocal(testMAC).String(); got != "fe80::1:2ff:fe03:405" {
@@ -61,7 +62,7 @@ func TestParsePacket(t *testing.T) {
 			t.Errorf("parsed %+v, %t", got, ok)
 		}
 		// The checksum over all, its own field included, is zero.
-		if s := checksum(c.from.Addr(), c.to.Addr(), protoTCP, segment(c.from, c.to, 7, flagSYN)); s != 0 {
+		if s := frame.PacketChecksum(c.from.Addr(), c.to.Addr(), protoTCP, segment(c.from, c.to, 7, flagSYN)); s != 0 {
 			t.Errorf("checksum is wrong by %x", s)
 		}
 		// A UDP datagram's ports, quoted in an ICMP error about it.

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"decoynet/internal/frame"
 )
 
 // Types of tags (IEEE 802.1Q, section 9.5), the older ones of 802.1ad included.
@@ -162,7 +164,7 @@ func echoRequest(from, to netip.Addr, id uint16, size int) []byte {
 	body[0] = 8
 	binary.BigEndian.PutUint16(body[4:], id)
 	binary.BigEndian.PutUint16(body[6:], 1)
-	binary.BigEndian.PutUint16(body[2:], ^fold(sum(body)))
+	binary.BigEndian.PutUint16(body[2:], frame.Checksum(frame.Sum(body)))
 	return packetOf(from, to, protoICMP, body) // which sets DF
 }
 

@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -52,7 +54,7 @@ func TestNotices(t *testing.T) {
 			t.Errorf("%s (%t) (-want +got):\n%s", name, ok, diff)
 		}
 	}
-	if _, ok := parseNotice(arpRequest(testMAC, netip.Addr{}, netip.MustParseAddr("192.0.2.7"))); ok {
+	if _, ok := parseNotice(frame.ARPRequest(frame.MAC(testMAC), netip.Addr{}, netip.MustParseAddr("192.0.2.7"))); ok {
 		t.Error("ARP was taken for a switch's notice")
 	}
 	if got := printable([]byte("core\x1b[31m-1\n\xff")); got != "core[31m-1" {
@@ -85,7 +87,7 @@ func TestNoticesByTshark(t *testing.T) {
 }
 
 func TestTags(t *testing.T) {
-	plain := arpRequest(testMAC, netip.Addr{}, netip.MustParseAddr("192.0.2.7"))
+	plain := frame.ARPRequest(frame.MAC(testMAC), netip.Addr{}, netip.MustParseAddr("192.0.2.7"))
 	once := tagged(plain, 110)
 	if got := hex.EncodeToString(once[:20]); got != "ffffffffffff"+"020102030405"+"8100006e"+"08060001" || len(once) != len(plain)+4 {
 		t.Errorf("tagged: %s", got)
@@ -101,23 +103,23 @@ func TestTags(t *testing.T) {
 func TestEcho(t *testing.T) {
 	from, to := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("192.0.2.1")
 	for _, size := range []int{64, 1500} {
-		frame := ethernet(testMAC, broadcast, echoRequest(from, to, 7, size))
-		if len(frame) != etherHeader+size || frame[etherHeader+6]&0x40 == 0 || fold(sum(frame[etherHeader+20:])) != 0xffff {
-			t.Errorf("a ping of %d bytes: %d, %x", size, len(frame), frame[:60])
+		ping := ethernet(testMAC, net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, echoRequest(from, to, 7, size))
+		if len(ping) != etherHeader+size || ping[etherHeader+6]&0x40 == 0 || frame.Checksum(frame.Sum(ping[etherHeader+20:])) != 0 {
+			t.Errorf("a ping of %d bytes: %d, %x", size, len(ping), ping[:60])
 		}
-		if _, ok := parseEchoReply(frame); ok {
+		if _, ok := parseEchoReply(ping); ok {
 			t.Error("a question was taken for an answer")
 		}
-		frame[etherHeader+20] = 0
-		if got, ok := parseEchoReply(frame); !ok || got != (echoReply{id: 7, size: size}) {
+		ping[etherHeader+20] = 0
+		if got, ok := parseEchoReply(ping); !ok || got != (echoReply{id: 7, size: size}) {
 			t.Errorf("%+v, %t", got, ok)
 		}
-		frame[etherHeader+6] = 0x20
-		if got, ok := parseEchoReply(frame); !ok || !got.fragment {
+		ping[etherHeader+6] = 0x20
+		if got, ok := parseEchoReply(ping); !ok || !got.fragment {
 			t.Errorf("%+v, %t", got, ok)
 		}
-		frame[etherHeader+7] = 9 // not the first one
-		if _, ok := parseEchoReply(frame); ok {
+		ping[etherHeader+7] = 9 // not the first one
+		if _, ok := parseEchoReply(ping); ok {
 			t.Error("a later fragment was taken for an answer")
 		}
 	}
@@ -129,7 +131,7 @@ func TestCensus(t *testing.T) {
 		{Name: "b", VLAN: 120, Subnets: []deception.Subnet{{Prefix: netip.MustParsePrefix("192.0.2.0/24")}}}, // overlapping, in another VLAN
 	}
 	c := newCounter(segments)
-	arp := arpRequest(testMAC, netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("192.0.2.7"))
+	arp := frame.ARPRequest(frame.MAC(testMAC), netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("192.0.2.7"))
 	c.see(arp, 110)
 	c.see(arp, 110)
 	c.see(arp, 0)
@@ -163,8 +165,8 @@ func FuzzTake(f *testing.F) {
 	for _, frame := range notices(f) {
 		f.Add(frame, uint16(0))
 	}
-	f.Add(arpRequest(testMAC, netip.Addr{}, netip.MustParseAddr("192.0.2.7")), uint16(110))
-	f.Add(tagged(arpRequest(testMAC, netip.Addr{}, netip.MustParseAddr("192.0.2.7")), 5), uint16(110))
+	f.Add(frame.ARPRequest(frame.MAC(testMAC), netip.Addr{}, netip.MustParseAddr("192.0.2.7")), uint16(110))
+	f.Add(tagged(frame.ARPRequest(frame.MAC(testMAC), netip.Addr{}, netip.MustParseAddr("192.0.2.7")), 5), uint16(110))
 	segments := []*deception.Segment{{Name: "a", VLAN: 110, Subnets: []deception.Subnet{{Prefix: netip.MustParsePrefix("0.0.0.0/0")}}}}
 	f.Fuzz(func(t *testing.T, frame []byte, vlan uint16) {
 		c := newCounter(segments)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 	"decoynet/internal/kernel/netns"
 	"decoynet/internal/kernel/survey"
 )
@@ -261,9 +262,9 @@ const tries = 3
 func (q *question) frame() []byte {
 	var b []byte
 	if q.target.Is4() {
-		b = arpRequest(q.reply, q.sender, q.target)
+		b = frame.ARPRequest(frame.MAC(q.reply), q.sender, q.target)
 	} else {
-		b = solicitation(q.reply, linkLocal(q.reply), q.target)
+		b = frame.Solicitation(frame.MAC(q.reply), linkLocal(q.reply), q.target)
 	}
 	copy(b[6:12], q.from)
 	return b
@@ -321,14 +322,14 @@ func (p *port) taken(ctx context.Context, vlan uint16, from net.HardwareAddr, ta
 	p.mu.Unlock()
 	for range rounds {
 		for _, t := range targets {
-			frame := arpRequest
+			ask := frame.ARPRequest
 			if t.Is6() {
-				frame = solicitation
+				ask = frame.Solicitation
 			}
 			if out[t] != nil {
 				continue
 			}
-			if err := p.send(ctx, vlan, frame(from, nobody(t), t)); err != nil {
+			if err := p.send(ctx, vlan, ask(frame.MAC(from), nobody(t), t)); err != nil {
 				return out, err
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"decoynet/internal/frame"
 	"decoynet/internal/kernel/netns"
 )
 
@@ -170,9 +171,9 @@ func (w *wire) send(ctx context.Context, targets []netip.Addr, sender func(netip
 		}
 		var err error
 		if t.Is4() {
-			_, err = w.arp.Write(arpRequest(w.mac, sender(t), t))
+			_, err = w.arp.Write(frame.ARPRequest(frame.MAC(w.mac), sender(t), t))
 		} else {
-			_, err = w.nd.Write(solicitation(w.mac, sender(t), t))
+			_, err = w.nd.Write(frame.Solicitation(frame.MAC(w.mac), sender(t), t))
 		}
 		if err != nil {
 			return fmt.Errorf("ask for %s: %w", t, err)

@@ -1,6 +1,7 @@
 // Package frame makes and cuts Ethernet frames of flows as they are shown to
 // Suricata and other sensors: the intruder's and the decoy's addresses, and the
-// session's identifier in the frames' MAC addresses.
+// session's identifier in the frames' MAC addresses. And it makes the frames by
+// which machines of a network find each other (ARP, neighbour discovery).
 package frame
 
 import (

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"decoynet/deception"
+	"decoynet/internal/frame"
 )
 
 // ErrNoAnswer is a port that said nothing within the timeout.
@@ -134,22 +135,8 @@ func syn(from, to netip.Addr, source, destination uint16, sequence uint32) []byt
 	b[12], b[13] = 6<<4, 0x02
 	binary.BigEndian.PutUint16(b[14:], 64240)
 	copy(b[20:], []byte{2, 4, 0x05, 0xb4}) // MSS 1460
-	binary.BigEndian.PutUint16(b[16:], checksum(from, to, b))
+	binary.BigEndian.PutUint16(b[16:], frame.PacketChecksum(from, to, unix.IPPROTO_TCP, b))
 	return b
-}
-
-// checksum is the Internet checksum over pseudo header and segment.
-func checksum(from, to netip.Addr, segment []byte) uint16 {
-	sum := uint32(unix.IPPROTO_TCP) + uint32(len(segment))
-	for _, part := range [][]byte{from.AsSlice(), to.AsSlice(), segment} {
-		for i := 0; i+1 < len(part); i += 2 {
-			sum += uint32(binary.BigEndian.Uint16(part[i:]))
-		}
-	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }
 
 // probeUDP sends an empty datagram, which servers pass over, and waits a moment

@@ -1,8 +1,7 @@
-package claim
+package frame
 
 import (
 	"bytes"
-	"encoding/binary"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -10,15 +9,15 @@ import (
 )
 
 // tshark understands the frames, checksums included, as what they are meant to be.
-func TestFramesBySecondReader(t *testing.T) {
+func TestTsharkReadsNeighbours(t *testing.T) {
 	mac := MAC{2, 0xdc, 0, 0, 0, 1}
 	v4, v6 := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("2001:db8::12:3456")
-	capture := []byte{0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 1, 0, 0, 0}
-	for _, f := range [][]byte{probeFrame(mac, v4), announcement(mac, v4), probeFrame(mac, v6), announcement(mac, v6)} {
-		header := make([]byte, 16)
-		binary.LittleEndian.PutUint32(header[8:], uint32(len(f)))
-		binary.LittleEndian.PutUint32(header[12:], uint32(len(f)))
-		capture = append(append(capture, header...), f...)
+	capture := AppendFileHeader(nil)
+	for _, f := range [][]byte{
+		ARPRequest(mac, netip.Addr{}, v4), ARPRequest(mac, v4, v4), ARPRequest(mac, netip.MustParseAddr("192.0.2.7"), v4),
+		Solicitation(mac, netip.Addr{}, v6), Solicitation(mac, netip.MustParseAddr("fe80::7"), v6), Advertisement(mac, v6),
+	} {
+		capture = AppendRecord(capture, 0, f)
 	}
 	cmd := exec.Command("tshark", "-n", "-r", "-", "-T", "fields", "-E", "separator= ",
 		"-e", "eth.dst", "-e", "arp.isprobe", "-e", "arp.isannouncement", "-e", "arp.src.hw_mac", "-e", "arp.src.proto_ipv4", "-e", "arp.dst.proto_ipv4",
@@ -32,7 +31,9 @@ func TestFramesBySecondReader(t *testing.T) {
 	want := []string{
 		"ff:ff:ff:ff:ff:ff 1 02:dc:00:00:00:01 0.0.0.0 192.0.2.100",
 		"ff:ff:ff:ff:ff:ff 1 02:dc:00:00:00:01 192.0.2.100 192.0.2.100",
+		"ff:ff:ff:ff:ff:ff 02:dc:00:00:00:01 192.0.2.7 192.0.2.100",
 		"33:33:ff:12:34:56 :: ff02::1:ff12:3456 255 135 1 2001:db8::12:3456",
+		"33:33:ff:12:34:56 fe80::7 ff02::1:ff12:3456 255 135 1 2001:db8::12:3456 02:dc:00:00:00:01",
 		"33:33:00:00:00:01 2001:db8::12:3456 ff02::1 255 136 1 2001:db8::12:3456 1 02:dc:00:00:00:01",
 	}
 	for i, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
