@@ -66,7 +66,7 @@ func TestProtocols(t *testing.T) {
 			flow: func(f *Feed, s *deception.Session) {
 				begin(f, s).client(request).server(response).fin(Client).fin(Server).end(deception.EndClientClosed)
 			},
-			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1},
+			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1, "fileinfo": 1},
 		},
 		{
 			name: "http, pipelined and in pieces", from: "192.0.2.7:40002", to: "198.51.100.4:80", app: "http", state: "closed",
@@ -74,21 +74,21 @@ func TestProtocols(t *testing.T) {
 				begin(f, s).client(request + request[:11]).client(request[11:] + request).server(response + response).server(response).
 					end(deception.EndServiceClosed)
 			},
-			alerts: map[int]int{1: 3, 2: 3}, records: map[string]int{"http": 3},
+			alerts: map[int]int{1: 3, 2: 3}, records: map[string]int{"http": 3, "fileinfo": 3},
 		},
 		{
 			name: "half-closed by the client", from: "192.0.2.7:40003", to: "198.51.100.4:80", app: "http", state: "closed",
 			flow: func(f *Feed, s *deception.Session) {
 				begin(f, s).client(request).fin(Client).server(response[:20]).server(response[20:]).end(deception.EndClientClosed)
 			},
-			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1},
+			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1, "fileinfo": 1},
 		},
 		{
 			name: "reset by the client", from: "192.0.2.7:40004", to: "198.51.100.4:80", app: "http", state: "closed",
 			flow: func(f *Feed, s *deception.Session) {
 				begin(f, s).client(request).server(response).end(deception.EndClientReset)
 			},
-			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1},
+			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1, "fileinfo": 1},
 		},
 		{
 			name: "reset by the service before it answers", from: "192.0.2.7:40005", to: "198.51.100.4:80", app: "http", state: "closed",
@@ -104,7 +104,7 @@ func TestProtocols(t *testing.T) {
 		{
 			name: "still open", from: "192.0.2.7:40007", to: "198.51.100.4:80", app: "http", state: "established",
 			flow:   func(f *Feed, s *deception.Session) { begin(f, s).client(request).server(response) },
-			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1},
+			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1, "fileinfo": 1},
 		},
 		{
 			name: "ssh, the service speaks first", from: "192.0.2.7:40008", to: "198.51.100.4:22", app: "ssh", state: "closed",
@@ -126,7 +126,7 @@ func TestProtocols(t *testing.T) {
 			flow: func(f *Feed, s *deception.Session) {
 				begin(f, s).client(request).server(response).fin(Server).fin(Client).end(deception.EndServiceClosed)
 			},
-			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1},
+			alerts: map[int]int{1: 1, 2: 1}, records: map[string]int{"http": 1, "fileinfo": 1},
 		},
 		{
 			name: "more than a segment at once", from: "192.0.2.7:40011", to: "198.51.100.4:9999", app: "failed", state: "closed",

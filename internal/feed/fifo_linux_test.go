@@ -27,7 +27,7 @@ func (s *sensor) start(t testing.TB, fifo string) (pid int, wait func()) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	cmd := s.command(ctx, fifo)
+	cmd := s.Command(ctx, fifo)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

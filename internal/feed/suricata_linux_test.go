@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -17,43 +16,8 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/frame"
+	"decoynet/internal/suricata/suricatatest"
 )
-
-// suricataYAML is little more than what to write where: what is proved is proved
-// of Suricata as it comes.
-const suricataYAML = `%%YAML 1.1
----
-vars:
-  address-groups: {HOME_NET: "any", EXTERNAL_NET: "any"}
-  port-groups: {HTTP_PORTS: "80", SSH_PORTS: "22"}
-default-log-dir: %s
-outputs:
-  - eve-log:
-      enabled: yes
-      filetype: regular
-      filename: eve.json
-      ethernet: yes
-      community-id: true
-      types: [alert, anomaly: {types: {decode: yes, stream: yes, applayer: yes}}, http: {extended: yes}, dns: {version: 2}, ssh, ftp, flow]
-defrag: {memcap: 32mb, hash-size: 65536, trackers: 65535, max-frags: 65535, prealloc: yes, timeout: 60}
-stream: {memcap: 256mb, reassembly: {memcap: 256mb, depth: 1mb}}
-app-layer:
-  protocols:
-    http: {enabled: yes}
-    ssh: {enabled: yes}
-    ftp: {enabled: yes}
-    tls: {enabled: yes}
-    smtp: {enabled: yes}
-    dns: {tcp: {enabled: yes}, udp: {enabled: yes, detection-ports: {dp: 53}}}
-vlan: {use-for-tracking: true}
-flow-timeouts:
-  default: {new: 30, established: 300, closed: 0}
-  tcp: {new: 60, established: %d, closed: 60}
-  udp: {new: 30, established: 300}
-runmode: single
-classification-file: /etc/suricata/classification.config
-reference-config-file: /etc/suricata/reference.config
-`
 
 // eventRules is the rule file of events of Suricata's own machinery; none of its
 // rules may fire on what is fed.
@@ -103,81 +67,41 @@ func (e *eve) key() (deception.SessionID, bool) {
 	return key.ID(), errA == nil && errB == nil && ok
 }
 
-type sensor struct {
-	dir, config string
-	established int
-}
+// sensor is a Suricata that looks at what was fed.
+type sensor struct{ *suricatatest.Suricata }
 
 func newSensor(t testing.TB, rules string) *sensor {
 	t.Helper()
-	s := &sensor{dir: t.TempDir(), established: 600}
-	s.write(t, "rules", rules+s.eventRules(t))
-	s.config = s.write(t, "suricata.yaml", fmt.Sprintf(suricataYAML, s.dir, s.established))
-	return s
-}
-
-func (s *sensor) write(t testing.TB, name, text string) string {
-	t.Helper()
-	path := filepath.Join(s.dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// eventRules are those of /etc/suricata/rules, with the ones that are commented
-// out for being noisy.
-func (s *sensor) eventRules(t testing.TB) string {
-	t.Helper()
-	var all strings.Builder
+	// The rules about its own machinery too, with those that are commented out for
+	// being noisy.
 	for _, name := range eventRules {
 		b, err := os.ReadFile(filepath.Join("/etc/suricata/rules", name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		all.Write(bytes.ReplaceAll(b, []byte("\n#alert"), []byte("\nalert")))
-		all.WriteByte('\n')
+		rules += "\n" + strings.ReplaceAll(string(b), "\n#alert", "\nalert")
 	}
-	return all.String()
-}
-
-func (s *sensor) command(ctx context.Context, file string) *exec.Cmd {
-	return exec.CommandContext(ctx, "suricata", "-c", s.config, "-r", file, "-l", s.dir, "-S", filepath.Join(s.dir, "rules"), "--runmode", "single")
+	return &sensor{suricatatest.New(t, rules)}
 }
 
 // read runs Suricata over a file.
 func (s *sensor) read(t testing.TB, file string) []eve {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if out, err := s.command(ctx, file).CombinedOutput(); err != nil {
-		t.Fatalf("suricata: %v\n%s", err, out)
-	}
+	s.Read(t, file)
 	return s.events(t)
 }
 
 // events returns what Suricata has written so far.
 func (s *sensor) events(t testing.TB) []eve {
 	t.Helper()
-	f, err := os.Open(filepath.Join(s.dir, "eve.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
 	var all []eve
 	flows := map[uint64]deception.SessionID{}
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		e := eve{Raw: bytes.Clone(lines.Bytes())}
-		if err := json.Unmarshal(e.Raw, &e); err != nil {
-			continue // the last line may be half written
+	for _, line := range s.Events(t) {
+		e := eve{Raw: line}
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatalf("%s: %v", line, err)
 		}
-		id, ok := e.key()
-		if ok {
+		if id, ok := e.key(); ok {
 			flows[e.FlowID] = id
 		}
 		all = append(all, e)

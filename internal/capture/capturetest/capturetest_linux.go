@@ -2,13 +2,10 @@
 package capturetest
 
 import (
-	"bufio"
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -17,6 +14,7 @@ import (
 
 	"decoynet/deception"
 	"decoynet/internal/frame"
+	"decoynet/internal/suricata/suricatatest"
 )
 
 const Patience = 60 * time.Second
@@ -119,29 +117,6 @@ func (r *Recordings) Write(t testing.TB, dir string) string {
 	return path
 }
 
-const suricataYAML = `%%YAML 1.1
----
-vars:
-  address-groups: {HOME_NET: "any", EXTERNAL_NET: "any"}
-  port-groups: {HTTP_PORTS: "80", SSH_PORTS: "22"}
-default-log-dir: %s
-outputs:
-  - eve-log:
-      enabled: yes
-      filetype: regular
-      filename: eve.json
-      ethernet: yes
-      types:
-        - http: {extended: yes}
-        - files: {force-hash: [sha256]}
-        - anomaly: {types: {decode: yes, stream: yes, applayer: yes}}
-stream: {memcap: 256mb, checksum-validation: %s, reassembly: {memcap: 256mb, depth: 0}}
-app-layer: {protocols: {http: {enabled: yes, libhtp: {default-config: {personality: IDS, request-body-limit: 0, response-body-limit: 0}}}}}
-runmode: single
-classification-file: /etc/suricata/classification.config
-reference-config-file: /etc/suricata/reference.config
-`
-
 // SentAgain are the anomalies of what a sender sends again on a busy machine.
 var SentAgain = map[string]bool{"stream.pkt_spurious_retransmission": true, "stream.est_pkt_before_last_ack": true, "stream.pkt_retransmission": true}
 
@@ -172,33 +147,18 @@ type Event struct {
 // every packet's is checked.
 func Suricata(t testing.TB, path string, offloaded bool) []Event {
 	t.Helper()
-	dir := t.TempDir()
-	checksums := "yes"
+	settings := []string{"stream.reassembly.depth=0"}
+	for _, of := range []string{"request", "response"} {
+		settings = append(settings, "app-layer.protocols.http.libhtp.default-config."+of+"-body-limit=0")
+	}
 	if offloaded {
-		checksums = "no"
+		settings = append(settings, "stream.checksum-validation=no")
 	}
-	config := filepath.Join(dir, "suricata.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, suricataYAML, dir, checksums), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"-c", config, "-r", path, "-l", dir, "-S", "/dev/null", "--pidfile", filepath.Join(dir, "pid")}
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, "suricata", args...).CombinedOutput(); err != nil {
-		t.Fatalf("suricata: %v\n%s", err, out)
-	}
-	f, err := os.Open(filepath.Join(dir, "eve.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
 	var out []Event
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		e := Event{Line: lines.Text()}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			t.Fatalf("%s: %v", lines.Text(), err)
+	for _, line := range suricatatest.New(t, "", settings...).Read(t, path) {
+		e := Event{Line: string(line)}
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatalf("%s: %v", line, err)
 		}
 		out = append(out, e)
 	}
