@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -109,22 +109,19 @@ func (f *findingFlags) filter(now time.Time) (store.FindingFilter, error) {
 
 func (f *findingFlags) list(cmd *cobra.Command, r record, filter store.FindingFilter) error {
 	w := cmd.OutOrStdout()
-	out := lister[deception.Finding]{write: ecs.NewJSON(w).WriteFinding, watch: f.watch}
-	if f.output != "json" {
-		table := ecs.NewFindingTable
-		if f.alerts {
-			table = ecs.NewAlertTable
-		}
-		t := table(w, ecs.TableOptions{Wide: f.output == "wide"})
-		out.write, out.flush = t.Write, t.Flush
+	out := lister[deception.Finding]{
+		w: w, output: f.output, watch: f.watch, limit: f.limit, write: ecs.NewJSON(w).WriteFinding,
+		table: func(w io.Writer, o ecs.TableOptions) table[deception.Finding] {
+			if f.alerts {
+				return ecs.NewAlertTable(w, o)
+			}
+			return ecs.NewFindingTable(w, o)
+		},
 	}
 	findings := r.Findings(cmd.Context(), filter)
 	if f.watch {
 		findings = r.WatchFindings(cmd.Context(), filter)
 	}
-	n, err := out.list(findings)
-	if err == nil && f.limit > 0 && n == f.limit && !f.watch && f.output != "json" {
-		fmt.Fprintf(w, "(the newest %d; --limit 0 for all)\n", n)
-	}
+	_, err := out.list(findings)
 	return err
 }

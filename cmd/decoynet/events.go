@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"time"
 
@@ -58,21 +57,14 @@ func getEventsCommand() *cobra.Command {
 }
 
 func (f *eventFlags) list(ctx context.Context, w io.Writer, r *store.Reader, filter store.EventFilter) error {
-	out := lister[deception.Event]{write: ecs.NewJSON(w).WriteEvent, watch: f.watch}
-	if f.output != "json" {
-		table := ecs.NewEventTable(w, ecs.TableOptions{Wide: f.output == "wide"})
-		out.write, out.flush = table.Write, table.Flush
+	out := lister[deception.Event]{
+		w: w, output: f.output, watch: f.watch, limit: f.limit, write: ecs.NewJSON(w).WriteEvent,
+		table: func(w io.Writer, o ecs.TableOptions) table[deception.Event] { return ecs.NewEventTable(w, o) },
 	}
 	events := r.Events(ctx, filter)
 	if f.watch {
 		events = r.WatchEvents(ctx, filter)
 	}
-	n, err := out.list(events)
-	if err != nil {
-		return err
-	}
-	if f.limit > 0 && n == f.limit && !f.watch && f.output != "json" {
-		fmt.Fprintf(w, "(the newest %d; --limit 0 for all)\n", n)
-	}
-	return nil
+	_, err := out.list(events)
+	return err
 }

@@ -149,24 +149,34 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("bad --since %q; a duration as 90m or 7d, or a time as 2026-01-31T15:04:05Z", s)
 }
 
-// lister writes a listing in some format.
-type lister[T any] struct {
-	write func(*T) error
-	flush func() error // nil where nothing waits
-	watch bool         // whoever reads along must not wait
+// table is a listing that is drawn.
+type table[T any] interface {
+	Write(*T) error
+	Flush() error
 }
 
-// list returns how many things there were.
+// lister writes a listing in some format.
+type lister[T any] struct {
+	w      io.Writer
+	write  func(*T) error // as JSON
+	table  func(io.Writer, ecs.TableOptions) table[T]
+	output string // of the flag --output
+	watch  bool   // whoever reads along must not wait
+	limit  int    // 0: none
+}
+
+// list returns how many things there were. It says so where there may be more.
 func (l *lister[T]) list(things iter.Seq2[T, error]) (n int, err error) {
-	flush := l.flush
-	if flush == nil {
-		flush = func() error { return nil }
+	write, flush := l.write, func() error { return nil }
+	if l.output != "json" {
+		t := l.table(l.w, ecs.TableOptions{Wide: l.output == "wide"})
+		write, flush = t.Write, t.Flush
 	}
 	for v, err := range things {
 		if err != nil {
 			return n, errors.Join(flush(), err)
 		}
-		if err := l.write(&v); err != nil {
+		if err := write(&v); err != nil {
 			return n, err
 		}
 		if n++; l.watch {
@@ -175,14 +185,19 @@ func (l *lister[T]) list(things iter.Seq2[T, error]) (n int, err error) {
 			}
 		}
 	}
-	return n, flush()
+	if err := flush(); err != nil {
+		return n, err
+	}
+	if l.limit > 0 && n == l.limit && !l.watch && l.output != "json" {
+		fmt.Fprintf(l.w, "(the newest %d; --limit 0 for all)\n", n)
+	}
+	return n, nil
 }
 
 func (f *sessionFlags) list(ctx context.Context, w io.Writer, r *store.Reader, filter store.Filter) error {
-	out := lister[deception.Session]{write: ecs.NewJSON(w).Write, watch: f.watch}
-	if f.output != "json" {
-		table := ecs.NewTable(w, ecs.TableOptions{Wide: f.output == "wide"})
-		out.write, out.flush = table.Write, table.Flush
+	out := lister[deception.Session]{
+		w: w, output: f.output, watch: f.watch, limit: f.limit, write: ecs.NewJSON(w).Write,
+		table: func(w io.Writer, o ecs.TableOptions) table[deception.Session] { return ecs.NewTable(w, o) },
 	}
 	sessions := r.Sessions(ctx, filter)
 	if f.watch {
@@ -194,9 +209,6 @@ func (f *sessionFlags) list(ctx context.Context, w io.Writer, r *store.Reader, f
 	}
 	if !filter.ID.IsZero() && n == 0 {
 		return fmt.Errorf("no session %s", filter.ID)
-	}
-	if f.limit > 0 && n == f.limit && !f.watch && f.output != "json" {
-		fmt.Fprintf(w, "(the newest %d; --limit 0 for all)\n", n)
 	}
 	return nil
 }

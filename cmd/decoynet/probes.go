@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,19 +51,15 @@ func getProbesCommand() *cobra.Command {
 		}
 		defer r.Close()
 		w := cmd.OutOrStdout()
-		out := lister[deception.Probe]{write: ecs.NewJSON(w).WriteProbe, watch: f.watch}
-		if f.output != "json" {
-			table := ecs.NewProbeTable(w, ecs.TableOptions{Wide: f.output == "wide"})
-			out.write, out.flush = table.Write, table.Flush
+		out := lister[deception.Probe]{
+			w: w, output: f.output, watch: f.watch, limit: f.limit, write: ecs.NewJSON(w).WriteProbe,
+			table: func(w io.Writer, o ecs.TableOptions) table[deception.Probe] { return ecs.NewProbeTable(w, o) },
 		}
 		probes := r.Probes(cmd.Context(), filter)
 		if f.watch {
 			probes = r.WatchProbes(cmd.Context(), filter)
 		}
-		n, err := out.list(probes)
-		if err == nil && f.limit > 0 && n == f.limit && !f.watch && f.output != "json" {
-			fmt.Fprintf(w, "(the newest %d; --limit 0 for all)\n", n)
-		}
+		_, err = out.list(probes)
 		return err
 	}
 	return c
