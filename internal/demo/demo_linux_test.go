@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"decoynet/internal/kernel/netns/netnstest"
 	"decoynet/internal/lab"
 )
 
@@ -177,31 +177,13 @@ func TestSpoilt(t *testing.T) {
 	}
 }
 
-// lockedBuffer is written by one goroutine and read by another.
-type lockedBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // background starts decoynet and waits until it has written the text.
-func background(t *testing.T, until string, args ...string) (*exec.Cmd, *lockedBuffer) {
+func background(t *testing.T, until string, args ...string) (*exec.Cmd, *netnstest.Buffer) {
 	t.Helper()
 	ctx := within(t, 90*time.Second)
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	out := &lockedBuffer{}
+	out := &netnstest.Buffer{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -250,13 +249,13 @@ func TestRemoveStopsWhenCancelled(t *testing.T) {
 // process is a command that runs in the background and whose output is awaited.
 type process struct {
 	cmd *exec.Cmd
-	out *lockedBuffer
+	out *netnstest.Buffer
 }
 
 func background(t *testing.T, ns *netns.NS, args ...string) *process {
 	t.Helper()
 	cmd, cancel := netnstest.Command(t, ns, args...)
-	p := &process{cmd: cmd, out: &lockedBuffer{}}
+	p := &process{cmd: cmd, out: &netnstest.Buffer{}}
 	cmd.Stdout, cmd.Stderr = p.out, p.out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -272,22 +271,4 @@ func (p *process) waitFor(t *testing.T, text string) {
 	netnstest.Eventually(t, fmt.Sprintf("%s prints %q", p.cmd.Args[4], text), func() bool {
 		return strings.Contains(p.text(), text)
 	})
-}
-
-// lockedBuffer takes a command's output while a test reads it.
-type lockedBuffer struct {
-	mu sync.Mutex // guards b
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -133,7 +132,7 @@ func TestLossIsTheSensorsOwn(t *testing.T) {
 	tap := apply(t, ns, "vtap0")
 	cmd, cancel := netnstest.Command(t, ns, "tcpdump", "-n", "-B", "512", "-i", "vtap0", "-w", "/dev/null")
 	defer cancel()
-	var notes lockedBuffer
+	var notes netnstest.Buffer
 	cmd.Stderr = &notes
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -176,22 +175,4 @@ func TestLossIsTheSensorsOwn(t *testing.T) {
 	if len(links) != 1 || links[0].Stats.RX.Packets != frames {
 		t.Errorf("the kernel counts %+v", links)
 	}
-}
-
-// lockedBuffer takes what a command prints while it runs.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

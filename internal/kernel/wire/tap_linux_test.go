@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -82,7 +81,7 @@ func witness(t *testing.T, ns *netns.NS, filter string) func(least int) []string
 	// they are cut shorter.
 	cmd, cancel := netnstest.Command(t, ns, "tcpdump", "-i", "eth0", "-Q", "in", "-n", "-e", "-l", "-s", "160", "-B", "8192", "--immediate-mode", filter)
 	t.Cleanup(cancel)
-	var out, said lockedBuffer
+	var out, said netnstest.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -99,23 +98,6 @@ func witness(t *testing.T, ns *netns.NS, filter string) func(least int) []string
 		time.Sleep(3 * retire)
 		return lines()
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // What programs that others wrote send is told, kind by kind, as often as
