@@ -221,6 +221,10 @@ func (s adminService) ListSessions(ctx context.Context, req *connect.Request[dec
 	if err != nil {
 		return err
 	}
+	after, err := parseSession(m.GetAfter())
+	if err != nil {
+		return err
+	}
 	r, err := s.c.reader()
 	if err != nil {
 		return err
@@ -231,7 +235,7 @@ func (s adminService) ListSessions(ctx context.Context, req *connect.Request[dec
 		},
 	}.stream(ctx, s.c, store.Filter{
 		ID: id, Since: timeOf(m.GetSince()), Source: source, Segment: m.GetSegment(), Decoy: m.GetDecoy(), Service: m.GetService(),
-		Limit: int(m.GetLimit()), Scanner: m.GetScanner(), Unknown: m.GetUnknown(),
+		Limit: int(m.GetLimit()), Scanner: m.GetScanner(), Unknown: m.GetUnknown(), After: after,
 	}, m.GetWatch(), stream)
 }
 

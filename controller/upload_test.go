@@ -324,7 +324,9 @@ func TestListing(t *testing.T) {
 		}
 	}
 	c, name := s.user(t, "viewer")
+	var ids [][]byte // of those listed last
 	sessions := func(m *decoynetv1.ListSessionsRequest) (out []uint64, err error) {
+		ids = nil
 		stream, err := c.ListSessions(within(t), connect.NewRequest(m))
 		if err != nil {
 			return nil, err
@@ -335,11 +337,16 @@ func TestListing(t *testing.T) {
 			if v.GetNode() != "crm-1" {
 				t.Errorf("session of %s", v.GetNode())
 			}
-			out = append(out, v.GetSourceBytes())
+			out, ids = append(out, v.GetSourceBytes()), append(ids, v.GetId())
 		}
 		return out, stream.Err()
 	}
+	if _, err := sessions(&decoynetv1.ListSessionsRequest{}); err != nil || len(ids) != 10 {
+		t.Fatalf("%d sessions, %v", len(ids), err)
+	}
 	for want, m := range map[string]*decoynetv1.ListSessionsRequest{
+		"[4 5]":                 {After: ids[3], Limit: 2},
+		"[9]":                   {After: ids[8], Limit: 2},
 		"[0 1 2 3 4 5 6 7 8 9]": {},
 		"[8 9]":                 {Limit: 2},
 		"[1 3 5 7 9]":           {Decoy: "decoy1", Segment: "host", Service: "web"},
@@ -352,6 +359,9 @@ func TestListing(t *testing.T) {
 		if err != nil || fmt.Sprint(got) != want {
 			t.Errorf("%v: %v, %v; want %s", m, got, err, want)
 		}
+	}
+	if _, err := sessions(&decoynetv1.ListSessionsRequest{After: []byte("who")}); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("after three bytes: %v", err)
 	}
 	if _, err := sessions(&decoynetv1.ListSessionsRequest{Source: "nonsense"}); connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("source nonsense: %v", err)

@@ -103,6 +103,27 @@ func ParseSessionID(s string) (SessionID, error) {
 	return id, nil
 }
 
+// minPrefix is how many digits tell a session from next to all others: those of the
+// time, but for the last minute.
+const minPrefix = 8
+
+// ParseSessionPrefix reads an identifier or the beginning of one, with eight digits
+// at least, and returns the first and the last that begin so: the same one twice
+// where it is whole. Its errors say what would be right.
+func ParseSessionPrefix(s string) (first, last SessionID, err error) {
+	if len(s) < minPrefix || len(s) > 36 {
+		return first, last, badSessionID(s)
+	}
+	const lowest, highest = "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"
+	if first, err = ParseSessionID(s + lowest[len(s):]); err == nil {
+		last, err = ParseSessionID(s + highest[len(s):])
+	}
+	if err != nil {
+		return SessionID{}, SessionID{}, badSessionID(s)
+	}
+	return first, last, nil
+}
+
 func badSessionID(s string) error {
 	return fmt.Errorf("bad session identifier %q; 32 hexadecimal digits as 01234567-89ab-7def-8123-456789abcdef", s)
 }

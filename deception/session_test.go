@@ -29,3 +29,24 @@ func TestSessionIDs(t *testing.T) {
 		}
 	}
 }
+
+func TestSessionPrefixes(t *testing.T) {
+	const text = "01234567-89ab-7def-8123-456789abcdef"
+	for n := minPrefix; n <= len(text); n++ {
+		first, last, err := ParseSessionPrefix(strings.ToUpper(text[:n]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(first.String(), text[:n]) || strings.Trim(first.String()[n:], "0-") != "" ||
+			!strings.HasPrefix(last.String(), text[:n]) || strings.Trim(last.String()[n:], "f-") != "" {
+			t.Errorf("%q: from %v to %v", text[:n], first, last)
+		}
+	}
+	for _, bad := range []string{
+		"", "0123456", "012345678", "01234567-89ab7", "01234567--", "0123456g", "01234567-89ab-7def-8123-456789abcdeg", text + "0", text + "-", " 01234567",
+	} {
+		if first, last, err := ParseSessionPrefix(bad); err == nil || !first.IsZero() || !last.IsZero() || !strings.Contains(err.Error(), "hexadecimal") {
+			t.Errorf("%q: %v, %v, %v", bad, first, last, err)
+		}
+	}
+}

@@ -65,7 +65,7 @@ func (f *findingFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.decoy, "decoy", "", "only this decoy, by name")
 	flags.StringVar(&f.service, "service", "", "only this service")
 	flags.StringVar(&f.node, "node", "", "only what was found by this node")
-	flags.StringVar(&f.session, "session", "", "only this session, by its identifier")
+	flags.StringVar(&f.session, "session", "", "only this session, by its identifier or the beginning of it")
 	flags.IntVar(&f.limit, "limit", 1000, "the newest so many; 0 for all")
 	c.Args = cobra.NoArgs
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -73,11 +73,22 @@ func (f *findingFlags) add(c *cobra.Command) {
 		if err != nil {
 			return &exitError{2, err}
 		}
+		var name sessionName
+		if f.session != "" {
+			if name, err = parseSessionName(f.session); err != nil {
+				return &exitError{2, err}
+			}
+		}
 		r, err := f.open(f.output == "json" || !f.alerts) // a table of alerts needs no documents
 		if err != nil {
 			return err
 		}
 		defer r.Close()
+		if f.session != "" {
+			if filter.Session, err = name.find(cmd.Context(), r); err != nil {
+				return err
+			}
+		}
 		return f.list(cmd, r, filter)
 	}
 }
@@ -91,11 +102,6 @@ func (f *findingFlags) filter(now time.Time) (store.FindingFilter, error) {
 		filter.Unknown = !f.scanners && f.scanner == ""
 	}
 	var err error
-	if f.session != "" {
-		if filter.Session, err = deception.ParseSessionID(f.session); err != nil {
-			return filter, err
-		}
-	}
 	if f.source != "" {
 		if filter.Source, err = parseNetwork(f.source); err != nil {
 			return filter, err

@@ -63,15 +63,26 @@ func getSessionsCommand() *cobra.Command {
 	scannerFlags(c, &f.scanner, &f.unknown)
 	flags.IntVar(&f.limit, "limit", 1000, "the newest so many; 0 for all")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		filter, err := f.filter(args, time.Now())
+		filter, err := f.filter(time.Now())
 		if err != nil {
 			return &exitError{2, err}
+		}
+		var name sessionName
+		if len(args) == 1 {
+			if name, err = parseSessionName(args[0]); err != nil {
+				return &exitError{2, err}
+			}
 		}
 		r, err := openReader(f.data, f.store)
 		if err != nil {
 			return err
 		}
 		defer r.Close()
+		if len(args) == 1 {
+			if filter.ID, err = name.find(cmd.Context(), r); err != nil {
+				return err
+			}
+		}
 		return f.list(cmd.Context(), cmd.OutOrStdout(), r, filter)
 	}
 	return c
@@ -93,14 +104,9 @@ func openReader(data, at string) (*store.Reader, error) {
 	return r, err
 }
 
-func (f *sessionFlags) filter(args []string, now time.Time) (store.Filter, error) {
+func (f *sessionFlags) filter(now time.Time) (store.Filter, error) {
 	filter := store.Filter{Segment: f.segment, Decoy: f.decoy, Service: f.server, Scanner: f.scanner, Unknown: f.unknown, Limit: f.limit}
 	var err error
-	if len(args) == 1 {
-		if filter.ID, err = deception.ParseSessionID(args[0]); err != nil {
-			return filter, err
-		}
-	}
 	if f.running {
 		filter.Running = &f.running
 	}

@@ -32,7 +32,8 @@ func pcapCommand() *cobra.Command {
 		Short: "Write the packets of a session as a pcap file",
 		Long: "Write the packets of a session as a pcap file, for Wireshark and the like, as far as they are still kept (inspect: pcap in\n" +
 			"the document). They carry the intruder's and the decoy's addresses; the MAC addresses hold the session's identifier.\n" +
-			"With --server, and on a controller's machine, they come from whatever node has them.",
+			"With --server, and on a controller's machine, they come from whatever node has them. The beginning of an identifier will do\n" +
+			"where the record is and only one session has it.",
 		Example: "  decoynet pcap 01234567-89ab-7def-8123-456789abcdef > f.pcap",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -40,9 +41,13 @@ func pcapCommand() *cobra.Command {
 	storeFlag(c, &f.store)
 	c.Flags().StringVarP(&f.file, "write", "w", "", "write to this file instead of standard output")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := deception.ParseSessionID(args[0])
+		name, err := parseSessionName(args[0])
 		if err != nil {
 			return &exitError{2, err}
+		}
+		id, err := f.identify(cmd.Context(), name)
+		if err != nil {
+			return err
 		}
 		out, finish, err := f.out(cmd.OutOrStdout())
 		if err != nil {
@@ -58,6 +63,20 @@ func pcapCommand() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// identify looks the session up on record where its identifier is not whole.
+func (f *pcapFlags) identify(ctx context.Context, name sessionName) (deception.SessionID, error) {
+	if name.whole() {
+		return name.first, nil
+	}
+	access := recordAccess{access: f.access, store: f.store}
+	r, err := access.open(false)
+	if err != nil {
+		return deception.SessionID{}, fmt.Errorf("look up session %s (its identifier is not whole): %w", name.text, err)
+	}
+	defer r.Close()
+	return name.find(ctx, r)
 }
 
 // packetsPath is where the packets of sessions are kept.

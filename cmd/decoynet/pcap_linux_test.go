@@ -74,6 +74,11 @@ func TestPcapCommand(t *testing.T) {
 		if err != nil || notes != "" {
 			t.Fatalf("recorded %v: %q, %v", recorded, notes, err)
 		}
+		if recorded {
+			if again, _, err := command("pcap", id.String()[:20], "--data", data); err != nil || again != out {
+				t.Errorf("by the beginning of its identifier: %d bytes, %v", len(again), err)
+			}
+		}
 		path := filepath.Join(t.TempDir(), "f.pcap")
 		if text, _, err := command("pcap", id.String(), "--data", data, "-w", path); err != nil || text != "" {
 			t.Fatalf("%q, %v", text, err)

@@ -65,6 +65,9 @@ func (r *remoteRecord) Sessions(ctx context.Context, f store.Filter) iter.Seq2[d
 	if !f.ID.IsZero() {
 		m.Id = f.ID[:]
 	}
+	if !f.After.IsZero() {
+		m.After = f.After[:]
+	}
 	if !f.Since.IsZero() {
 		m.Since = f.Since.UnixNano()
 	}

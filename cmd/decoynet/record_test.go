@@ -29,7 +29,8 @@ type admin struct {
 }
 
 func (a *admin) ListSessions(_ context.Context, req *connect.Request[decoynetv1.ListSessionsRequest], s *connect.ServerStream[decoynetv1.ListSessionsResponse]) error {
-	if string(req.Msg.GetId()) != string(a.session.ID[:]) {
+	after := string(req.Msg.GetAfter())
+	if (after == "" || after >= string(a.session.ID[:]) || req.Msg.GetLimit() != 2) && string(req.Msg.GetId()) != string(a.session.ID[:]) {
 		return nil
 	}
 	return s.Send(&decoynetv1.ListSessionsResponse{Session: rpc.EncodeSession(&a.session)})
@@ -65,6 +66,13 @@ func TestRemoteRecord(t *testing.T) {
 	}
 	if whole.Session.Decoy != "web" || whole.Session.Analysis.UserAgent != "curl" || len(whole.Findings) != 1 || string(whole.Findings[0].Document) != "{}" {
 		t.Errorf("%+v", whole)
+	}
+	name, err := parseSessionName(a.session.ID.String()[:23])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, err := name.find(t.Context(), r); err != nil || id != a.session.ID {
+		t.Errorf("by the beginning of its identifier: %v, %v", id, err)
 	}
 	if _, err := readSession(t.Context(), r, deception.NewSessionID(at), 7); err == nil || !strings.HasPrefix(err.Error(), "no session") {
 		t.Errorf("of another session: %v", err)

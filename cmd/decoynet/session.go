@@ -20,14 +20,14 @@ func sessionCommand() *cobra.Command {
 		Short: "Show one session whole: who, what, how it ended, and in order what was found in it",
 		Long: "Show one session whole: who came to which decoy and was led to which service, how much passed, how it ended, and in the order\n" +
 			"of time the first bytes of each side and all that Suricata said of it: requests, files, alerts. -o json prints one object with\n" +
-			"the documents that `get sessions` and `get findings` print.",
+			"the documents that `get sessions` and `get findings` print. The beginning of an identifier will do where only one session has it.",
 		Args: cobra.ExactArgs(1),
 	}
 	a.flags(c)
 	outputFlag(c, &output, "text", "json")
 	c.Flags().IntVar(&limit, "limit", 1000, "the newest so many findings; 0 for all")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := deception.ParseSessionID(args[0])
+		name, err := parseSessionName(args[0])
 		if err != nil {
 			return &exitError{2, err}
 		}
@@ -36,6 +36,10 @@ func sessionCommand() *cobra.Command {
 			return err
 		}
 		defer r.Close()
+		id, err := name.find(cmd.Context(), r)
+		if err != nil {
+			return err
+		}
 		whole, err := readSession(cmd.Context(), r, id, limit)
 		if err != nil {
 			return err

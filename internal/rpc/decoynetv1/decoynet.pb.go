@@ -3658,6 +3658,7 @@ type ListSessionsRequest struct {
 	Scanner       string                 `protobuf:"bytes,8,opt,name=scanner,proto3" json:"scanner,omitempty"`  // only this known scanner
 	Unknown       bool                   `protobuf:"varint,9,opt,name=unknown,proto3" json:"unknown,omitempty"` // without known scanners
 	Id            []byte                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`           // only this session
+	After         []byte                 `protobuf:"bytes,11,opt,name=after,proto3" json:"after,omitempty"`     // those that sort behind this identifier; with a limit the oldest of them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3758,6 +3759,13 @@ func (x *ListSessionsRequest) GetUnknown() bool {
 func (x *ListSessionsRequest) GetId() []byte {
 	if x != nil {
 		return x.Id
+	}
+	return nil
+}
+
+func (x *ListSessionsRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
 	}
 	return nil
 }
@@ -4671,7 +4679,7 @@ const file_decoynet_proto_rawDesc = "" +
 	"\x06detail\x18\a \x01(\tR\x06detail\x12\x12\n" +
 	"\x04peer\x18\b \x01(\tR\x04peer\"F\n" +
 	"\x11ListAuditResponse\x121\n" +
-	"\aentries\x18\x01 \x03(\v2\x17.decoynet.v1.AuditEntryR\aentries\"\xfd\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.decoynet.v1.AuditEntryR\aentries\"\x93\x02\n" +
 	"\x13ListSessionsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x18\n" +
@@ -4683,7 +4691,8 @@ const file_decoynet_proto_rawDesc = "" +
 	"\ascanner\x18\b \x01(\tR\ascanner\x12\x18\n" +
 	"\aunknown\x18\t \x01(\bR\aunknown\x12\x0e\n" +
 	"\x02id\x18\n" +
-	" \x01(\fR\x02id\"F\n" +
+	" \x01(\fR\x02id\x12\x14\n" +
+	"\x05after\x18\v \x01(\fR\x05after\"F\n" +
 	"\x14ListSessionsResponse\x12.\n" +
 	"\asession\x18\x01 \x01(\v2\x14.decoynet.v1.SessionR\asession\"i\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
