@@ -5,7 +5,7 @@
 // There is one row of files rather than a file a session: a scan of ten thousand
 // sessions a second makes no ten thousand files. A session is found by its key,
 // which is in the MAC addresses of its frames (see package frame), in the files
-// of its time; reading those is a matter of a second for a gigabyte.
+// of its time; reading those takes less than a second a gigabyte, and the disk's time.
 //
 // A disk that is full or broken is waited out: what comes meanwhile is left out
 // and counted, and the next second tries again. Every write ends with a whole

@@ -93,3 +93,70 @@ func BenchmarkExtract(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkExtractHour takes a session that spoke once a minute for an hour out of a
+// gigabyte of other sessions' packets of that hour: few large ones or many small ones.
+func BenchmarkExtractHour(b *testing.B) {
+	for _, sessions := range []int{100, 100_000} {
+		b.Run(fmt.Sprintf("sessions=%d", sessions), func(b *testing.B) { benchmarkExtractHour(b, sessions) })
+	}
+}
+
+func benchmarkExtractHour(b *testing.B, sessions int) {
+	const (
+		total = 1 << 30
+		hour  = time.Hour
+	)
+	dir := b.TempDir()
+	begin := time.Now().Add(-hour)
+	quiet := newFlow(begin, "192.0.2.66:40000", "192.0.2.10:22")
+	quiet.step = time.Minute
+	for range 60 {
+		quiet.segment(0, flagPSH|flagACK, make([]byte, 40))
+	}
+	a, err := Open(Config{Dir: dir, Limits: deception.PCAPLimits{MaxBytes: 4 << 30}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	template := newFlow(begin, "192.0.2.66:1000", "198.51.100.10:80").talk(300, 1400, 1400, 1400)
+	bytesOf := 0 // of a turn
+	for _, f := range template.frames {
+		bytesOf += len(f) + recordHeader
+	}
+	turns := total / bytesOf
+	keys := make([][2][addresses]byte, sessions)
+	for i := range keys {
+		keys[i] = wanted(deception.NewSessionID(begin))
+	}
+	next := 0
+	for turn := range turns {
+		at := begin.Add(hour * time.Duration(turn) / time.Duration(turns)).UnixNano()
+		for ; next < len(quiet.times) && quiet.times[next] <= at; next++ {
+			if err := a.Frame(quiet.times[next], quiet.frames[next]); err != nil {
+				b.Fatal(err)
+			}
+		}
+		who := turn % sessions
+		if sessions > 100 { // one after the other
+			who = turn * sessions / turns
+		}
+		for n, f := range template.frames {
+			copy(f, keys[who][n%2][:])
+			if err := a.Frame(at, f); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	flush(b, a)
+	if err := a.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		var out bytes.Buffer
+		if found, err := Extract(b.Context(), dir, quiet.id, begin, time.Now(), &out); err != nil || found.Packets != next {
+			b.Fatalf("%+v of %d, %v", found, next, err)
+		}
+	}
+	b.ReportMetric(float64(a.Stats().FileBytes)/1e6, "MB")
+	b.ReportMetric(float64(a.Stats().Files), "files")
+}
