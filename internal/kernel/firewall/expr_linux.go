@@ -214,6 +214,11 @@ func ctSet(key expr.CtKey, value uint32) exprs {
 func ctMark(mark uint32) exprs    { return exprs{ct(expr.CtKeyMARK), equal(nativeUint32(mark)...)} }
 func setCtMark(mark uint32) exprs { return ctSet(expr.CtKeyMARK, mark) }
 
+// ctTagged matches connections that carry the mark of any segment.
+func ctTagged() exprs {
+	return exprs{ct(expr.CtKeyMARK), masked(nativeUint32(MarkMask)...), equal(nativeUint32(MarkTag)...)}
+}
+
 func ctStatus(bit uint32, cmp expr.Any) exprs {
 	return exprs{ct(expr.CtKeySTATUS), masked(nativeUint32(bit)...), cmp}
 }

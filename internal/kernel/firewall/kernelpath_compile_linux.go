@@ -240,7 +240,7 @@ func compileSegmentLink(others segments, k *KernelPath) *ruleset {
 		if k != nil && k.Reply == ReplyByMark {
 			s.add(element{key: string(ifname(k.HostLink)), val: string(nativeUint32(k.Mark()))})
 		}
-		pre.add("answers, by connection", exprs{ct(expr.CtKeyMARK), masked(nativeUint32(MarkMask)...), equal(nativeUint32(MarkTag)...)}, ctReply(),
+		pre.add("answers, by connection", ctTagged(), ctReply(),
 			exprs{ct(expr.CtKeyMARK), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}})
 	}
 	if aliases {
@@ -281,6 +281,13 @@ func compileFromSegment(want *ruleset, k *KernelPath) {
 	}
 	if k.Reply == ReplyByMark {
 		from.add("established", ctMark(k.Mark()), marked, accept())
+		// Its addresses and ports are those of a connection of another segment's, or of
+		// the relay's. Marked anew, that one's answers would come here.
+		for _, begins := range []exprs{tcpFlags(tcpSYN|tcpACK, equal(tcpSYN)), l4(unix.IPPROTO_UDP)} {
+			for _, held := range []exprs{ctTagged(), ctState(expr.CtStateBitESTABLISHED)} {
+				from.add("held by another flow", begins, held, count(name), drop())
+			}
+		}
 	}
 	for _, is4 := range []bool{true, false} {
 		s := newSet(k.targetSet(is4), addrType(is4), nftables.SetDatatype{})

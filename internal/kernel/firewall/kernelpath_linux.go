@@ -18,8 +18,9 @@ type Reply uint8
 const (
 	// ReplyByMark tracks the flows in the host's namespace too and marks
 	// their answers with the connection's mark. It works with every service
-	// and costs a second connection tracking. Two segments whose intruders
-	// share addresses cannot be told apart at one service address.
+	// and costs a second connection tracking. Of two flows with the same
+	// addresses and ports at the service, by another segment or the relay, the
+	// first one is led, and the second one denied.
 	ReplyByMark Reply = iota
 	// ReplyByAlias marks answers by the service address that they come from:
 	// every Redirect leads to one of the segment's own Aliases. The host needs

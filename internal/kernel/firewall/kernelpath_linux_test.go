@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -250,6 +252,91 @@ func TestRedirectsChangeOneByOne(t *testing.T) {
 			t.Errorf("the established flow: %q, %v", got, err)
 		}
 	})
+}
+
+// twin adds a second segment, whose intruder and decoys have the addresses of the first.
+func (l *pathLab) twin(t *testing.T) (*pathLab, KernelPath) {
+	t.Helper()
+	z := *l.zoneLab
+	w := &pathLab{zoneLab: &z, intruder: newNS(t, "int2"), seg: newNS(t, "seg2")}
+	connect(t, w.intruder, "eth0", w.seg, "lan0")
+	connect(t, w.gw, "dnv-2", w.seg, "up0")
+	w.intruder.exec(`ip addr add 192.168.32.9/24 dev eth0; ip route add default via 192.168.32.1`)
+	w.seg.exec(`sysctl -qw net.ipv4.ip_forward=1
+		ip addr add 192.168.32.1/24 dev lan0; ip route add local 192.168.32.100/31 dev lo
+		ip addr add 100.64.0.6/30 dev up0; ip route add default via 100.64.0.5`)
+	w.gw.exec(`sysctl -qw net.ipv4.conf.dnv-2.src_valid_mark=1; ip addr add 100.64.0.5/30 dev dnv-2
+		ip rule add iif br-linux fwmark 0x0dec0002 lookup 14302 pref 14210; ip route add default via 100.64.0.6 dev dnv-2 table 14302`)
+	w.intruder.knows("eth0", w.seg, "lan0", "192.168.32.1", decoy4)
+	w.seg.knows("lan0", w.intruder, "eth0", user4)
+	w.seg.knows("up0", w.gw, "dnv-2", "100.64.0.5")
+	w.gw.knows("dnv-2", w.seg, "up0", "100.64.0.6")
+	k := w.path(ReplyByMark)
+	k.Index, k.HostLink = 2, "dnv-2"
+	return w, k
+}
+
+// A flow whose addresses and ports at the service another one has takes none of its
+// answers: neither a flow of another segment nor one of the host's own.
+func TestKernelPathLeavesOtherFlowsTheirAnswers(t *testing.T) {
+	l := newPathLab(t)
+	l.serve(t)
+	mustApplyZones(t, l.gw, linuxZone)
+	l.apply(t, l.path(ReplyByMark))
+	w, k := l.twin(t)
+	w.apply(t, k)
+	dial := func(from *testNS, network, port, to string, transparent bool) net.Conn {
+		t.Helper()
+		c, err := from.dial(network, user4+":"+port, to, transparent, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for _, tc := range []struct {
+		what  string
+		port  string
+		first func(network, service, decoy, port string) net.Conn
+	}{
+		{"another segment's", "5101", func(network, _, decoy, port string) net.Conn { return dial(l.intruder, network, port, decoy, false) }},
+		{"the host's", "5102", func(network, service, _, port string) net.Conn { return dial(l.gw, network, port, service, true) }},
+	} {
+		for _, at := range []struct{ network, service, decoy string }{
+			{"tcp", "10.1.0.2:80", decoy4 + ":2080"}, {"udp", "10.1.0.2:161", decoy4 + ":2161"},
+		} {
+			first := tc.first(at.network, at.service, at.decoy, tc.port)
+			if _, err := ask(first, "hello"); err != nil {
+				t.Fatalf("%s flow of %s: %v", tc.what, at.network, err)
+			}
+			before := w.deniedAt(t, "segment-dnv-2")
+			second, err := w.intruder.dial(at.network, user4+":"+tc.port, at.decoy, false, 0)
+			if err == nil { // UDP
+				_ = second.SetReadDeadline(time.Now().Add(silence))
+				_, err = ask(second, "hello")
+			}
+			if !os.IsTimeout(err) || w.deniedAt(t, "segment-dnv-2") == before {
+				t.Errorf("a flow of %s beside %s: %v; denied %d", at.network, tc.what, err, w.deniedAt(t, "segment-dnv-2")-before)
+			}
+			if _, err := ask(first, "hello again"); err != nil {
+				t.Errorf("%s flow of %s, afterwards: %v", tc.what, at.network, err)
+			}
+		}
+	}
+	// Other ports go through.
+	if got := firstLine(t, dial(w.intruder, "tcp", "5103", decoy4+":2080", false)); got != user4+":5103" {
+		t.Errorf("the service sees %s", got)
+	}
+}
+
+// deniedAt reads a counter of the host's table.
+func (l *pathLab) deniedAt(t *testing.T, counter string) int {
+	t.Helper()
+	var packets int
+	out := l.gw.exec("nft list counter inet decoynet " + counter)
+	if _, err := fmt.Sscanf(out[strings.Index(out, "packets"):], "packets %d", &packets); err != nil {
+		t.Fatalf("read %s: %v", out, err)
+	}
+	return packets
 }
 
 // Segments come and go in the host's table without touching each other.
