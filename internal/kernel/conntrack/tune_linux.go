@@ -2,7 +2,9 @@ package conntrack
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -45,7 +47,7 @@ func Tune(ns Namespace, t Tuning) error {
 		{"nf_conntrack_tcp_timeout_time_wait", seconds(timeoutClosed)},
 		{"nf_conntrack_tcp_timeout_close", seconds(timeoutClosed)},
 	}
-	err := ns.Do(func() error {
+	write := func() error {
 		for _, s := range settings {
 			path := filepath.Join(sysctlDir, s.name)
 			old, err := os.ReadFile(path)
@@ -60,7 +62,14 @@ func Tune(ns Namespace, t Tuning) error {
 			}
 		}
 		return nil
-	})
+	}
+	err := ns.Do(write)
+	if errors.Is(err, fs.ErrNotExist) {
+		// The kernel loads connection tracking when somebody asks for connections.
+		if _, err = Dump(ns); err == nil {
+			err = ns.Do(write)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("tune connection tracking in namespace %s: %w", ns.Name(), err)
 	}
