@@ -193,7 +193,8 @@ func gatewaysOf(s *deception.State) []deception.Gateway {
 func (n *node) refresh(ctx context.Context) {
 	n.applying.Lock()
 	defer n.applying.Unlock()
-	if err := errors.Join(n.local.refresh(ctx), n.listen.Refresh(ctx, n.up)); err != nil {
+	err := errors.Join(n.local.refresh(ctx), n.listen.Refresh(ctx, n.up))
+	if err != nil && ctx.Err() == nil { // else this node ends
 		n.cfg.log.Error("open and close ports", "error", err)
 		n.mu.Lock()
 		n.problem = err // and so tried again
