@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"path/filepath"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -50,7 +52,8 @@ func rulesReloadCommand() *cobra.Command {
 			"it runs; if not, those of before stay in use, and each fault is named with its file and line.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			body, err := ask(cmd.Context(), data, http.MethodPost, "/rules/reload")
+			defer during(cmd, func() string { return loadingOf(cmd.Context(), data) })()
+			body, err := askPatiently(cmd.Context(), data, http.MethodPost, "/rules/reload")
 			if err != nil {
 				return err
 			}
@@ -62,12 +65,13 @@ func rulesReloadCommand() *cobra.Command {
 			if output == "json" {
 				return json.NewEncoder(out).Encode(r)
 			}
-			for _, p := range r.Problems {
-				fmt.Fprintln(out, p.String())
-			}
+			printProblems(out, &r)
 			word := "will be used at the next start"
-			if r.Live {
+			switch {
+			case r.Live:
 				word = "are in use now"
+			case r.Restart:
+				word = "are loaded by a Suricata that was started anew, since memory is short for two sets; `decoynet status` says when they are in use"
 			}
 			fmt.Fprintf(out, "%d rules of %d files %s (%.0f ms)\n", r.Rules, r.Files, word, r.Millis)
 			return nil
@@ -95,7 +99,12 @@ func rulesCheckCommand() *cobra.Command {
 				}
 				want.Rules = append(want.Rules, path)
 			}
+			begin := time.Now()
+			done := during(cmd, func() string {
+				return fmt.Sprintf("Suricata reads the rules since %v", time.Since(begin).Round(time.Second))
+			})
 			report, err := suricata.Check(cmd.Context(), "", &want)
+			done()
 			out := cmd.OutOrStdout()
 			if errors.Is(err, suricata.ErrRules) {
 				err = &exitError{2, err}
@@ -104,13 +113,9 @@ func rulesCheckCommand() *cobra.Command {
 				_ = json.NewEncoder(out).Encode(report)
 				return err
 			}
-			for _, p := range report.Problems {
-				if p.Ignored {
-					fmt.Fprintln(out, p.String())
-				}
-			}
 			if err == nil {
-				fmt.Fprintf(out, "%d rules of %d files can be loaded\n", report.Rules, report.Files)
+				printProblems(out, &report)
+				fmt.Fprintf(out, "%d rules of %d files can be loaded; Suricata takes %d MB for them\n", report.Rules, report.Files, report.PeakBytes>>20)
 			}
 			return err
 		},
@@ -118,6 +123,61 @@ func rulesCheckCommand() *cobra.Command {
 	c.Flags().StringVarP(&file, "config", "c", "", "the document, whose rules are checked as well")
 	outputFlag(c, &output, "text", "json")
 	return c
+}
+
+// printProblems says what was left out, and what was taken with a reservation.
+func printProblems(out io.Writer, r *suricata.Report) {
+	for _, p := range r.Problems {
+		fmt.Fprintln(out, p.String())
+	}
+	if r.MoreProblems > 0 {
+		fmt.Fprintf(out, "and %d more\n", r.MoreProblems)
+	}
+	if r.Widened > 0 {
+		fmt.Fprintf(out, "%d rules take any address for the opposite of a group, such as !$HOME_NET\n", r.Widened)
+	}
+}
+
+// progressEvery is how often a person who waits is told what is going on.
+const progressEvery = 5 * time.Second
+
+// during tells on standard error what is going on until the returned function is
+// called. An empty text says nothing.
+func during(cmd *cobra.Command, what func() string) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+			if text := what(); text != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), text)
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+// loadingOf is what the running decoynet does with rules.
+func loadingOf(ctx context.Context, data string) string {
+	body, err := ask(ctx, data, http.MethodGet, "/status")
+	if err != nil {
+		return ""
+	}
+	var s struct {
+		Inspect *struct {
+			Suricata *struct{ Loading *suricata.Loading }
+		}
+	}
+	if json.Unmarshal(body, &s) != nil || s.Inspect == nil || s.Inspect.Suricata == nil || s.Inspect.Suricata.Loading == nil {
+		return ""
+	}
+	return s.Inspect.Suricata.Loading.String()
 }
 
 func rulesListCommand() *cobra.Command {

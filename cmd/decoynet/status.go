@@ -132,14 +132,19 @@ func statusCommand() *cobra.Command {
 
 // ask sends a request to the decoynet that runs on a data directory.
 func ask(ctx context.Context, data, method, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return askPatiently(ctx, data, method, path)
+}
+
+// askPatiently waits for an answer as long as ctx does.
+func askPatiently(ctx context.Context, data, method, path string) ([]byte, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socketPath(data))
 		},
 	}}
 	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "http://decoynet"+path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask decoynet: %w", err)
@@ -189,6 +194,11 @@ func printStatus(w io.Writer, body []byte) error {
 			Suricata *struct {
 				State, Version string
 				Rules          struct{ Rules int }
+				Loading        *struct {
+					Step  string
+					Rules int
+					Since time.Time
+				}
 			}
 			Events *struct {
 				Alerts      uint64
@@ -240,6 +250,9 @@ func printStatus(w io.Writer, body []byte) error {
 		fmt.Fprintf(w, "flows shown to sensors %d, LOST %d", v.Feed.Flows, v.Feed.Lost)
 		if v.Suricata != nil {
 			fmt.Fprintf(w, "; suricata %s %s, rules %d", v.Suricata.Version, v.Suricata.State, v.Suricata.Rules.Rules)
+			if l := v.Suricata.Loading; l != nil {
+				fmt.Fprintf(w, " (%d rules: %s since %v)", l.Rules, l.Step, time.Since(l.Since).Round(time.Second))
+			}
 		}
 		if v.Events != nil {
 			fmt.Fprintf(w, "; alerts %d, unread events %d bytes", v.Events.Alerts, v.Events.BehindBytes)

@@ -32,10 +32,10 @@ func (s *Suricata) attend(p *process, b *Binary) error {
 		case <-p.done:
 			return ended(p)
 		case <-s.ctx.Done():
-			p.stop(s.FIFO(), grace)
+			s.end(p)
 			return nil
 		case <-s.changed:
-			p.stop(s.FIFO(), grace)
+			s.end(p)
 			return nil
 		case <-tick.C:
 		}
@@ -49,7 +49,7 @@ func (s *Suricata) attend(p *process, b *Binary) error {
 		}
 		if w.exchanged(b) {
 			s.cfg.Log.Info("suricata's program was exchanged; it is started anew", "path", b.Path)
-			p.stop(s.FIFO(), grace)
+			s.end(p)
 			s.mu.Lock()
 			s.status.Upgrades++
 			s.mu.Unlock()
@@ -59,15 +59,38 @@ func (s *Suricata) attend(p *process, b *Binary) error {
 	}
 }
 
+// end ends the process in good order. One that is asked to end in the middle of an
+// exchange of rules never does (7.0.10), so that is waited for, or not.
+func (s *Suricata) end(p *process) {
+	s.mu.Lock()
+	busy := s.exchanging != ""
+	s.mu.Unlock()
+	if busy {
+		ctx, stop := context.WithTimeout(context.Background(), grace)
+		defer stop()
+		if s.answers(ctx) != nil {
+			p.kill()
+			<-p.done
+			return
+		}
+	}
+	p.stop(s.FIFO(), grace)
+}
+
 // look reads counters and sizes, and rotates the file of events.
 func (s *Suricata) look(p *process) {
 	ctx, stop := context.WithTimeout(s.ctx, answerTimeout)
 	defer stop()
-	answer, err := command(ctx, s.home.child(""), "dump-counters")
 	resident := residentBytes(p.pid)
 	s.mu.Lock()
 	s.status.Resident = resident
+	deaf := s.exchanging != "" // it answers when it has read its rules
 	s.mu.Unlock()
+	if deaf {
+		s.space()
+		return
+	}
+	answer, err := command(ctx, s.home.child(""), "dump-counters")
 	if err == nil {
 		var c Counters
 		if c, err = parseCounters(answer); err == nil {

@@ -47,7 +47,7 @@ func (s *ruleset) report() Report {
 	}
 	return Report{
 		Files: s.files, Rules: len(s.rules), Widened: s.widened, Problems: s.list, MoreProblems: s.more,
-		PeakBytes: s.trial.Peak,
+		PeakBytes: s.trial.Report.PeakBytes,
 	}
 }
 
@@ -68,6 +68,7 @@ func (h *home) try(ctx context.Context, b *Binary, want *deception.Inspect, set 
 	}
 	t := trial{Sum: set.trial.Sum}
 	begin := time.Now()
+	most := uint64(0)
 	for round := 0; ; round++ {
 		if err := h.write(set, b, want, candidateRules, candidateConfig); err != nil {
 			return err
@@ -79,7 +80,7 @@ func (h *home) try(ctx context.Context, b *Binary, want *deception.Inspect, set 
 		if err != nil {
 			return err
 		}
-		t.Peak = max(t.Peak, peak)
+		most = max(most, peak)
 		dropped, refused := set.judge(found, round < systemRounds)
 		if refused {
 			return set.refusal()
@@ -89,7 +90,8 @@ func (h *home) try(ctx context.Context, b *Binary, want *deception.Inspect, set 
 			break
 		}
 	}
-	t.Problems, t.More, t.Millis = set.list, set.more, millis(time.Since(begin))
+	t.Report = set.report()
+	t.Report.PeakBytes, t.Report.Millis = most, millis(time.Since(begin))
 	set.trial = t
 	return nil
 }

@@ -21,6 +21,8 @@ const (
 	liveConfig      = "suricata.yaml"
 	candidateConfig = "candidate.yaml"
 	liveRules       = "live.rules"
+	earlyRules      = "early.rules"    // of a start, until a large set is loaded
+	documentRules   = "document.rules" // the part of liveRules that is the document's
 	candidateRules  = "candidate.rules"
 	testedFile      = "tested.json" // of which set Suricata has passed, and what it said
 	classesFile     = "classification.config"

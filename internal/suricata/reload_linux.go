@@ -11,60 +11,54 @@ import (
 	"decoynet/deception"
 )
 
-// reloadTimeout bounds an exchange of rules. The feed flows on meanwhile.
-const reloadTimeout = 3 * time.Minute
-
 // prepare makes configuration and rules ready for a start. A set that is refused
 // leaves the last good one in its place; where there is none, Suricata starts
-// with decoynet's own rules.
-func (s *Suricata) prepare(b *Binary, want *deception.Inspect) error {
-	s.rules.Lock()
-	defer s.rules.Unlock()
-	set, err := s.home.candidate(s.ctx, b, want)
+// with decoynet's own rules. whole: no rules are to be loaded later.
+func (s *Suricata) prepare(b *Binary, want *deception.Inspect) (whole bool, err error) {
+	set, err := gather(want)
+	if err == nil && len(set.rules) > s.cfg.Few {
+		return false, s.early(b, want)
+	}
+	if err := s.lockRules(s.ctx); err != nil {
+		return false, err
+	}
+	defer s.unlockRules()
+	if err == nil {
+		err = s.home.try(s.ctx, b, want, set)
+	}
 	var refused *RulesError
 	switch {
 	case err == nil:
 		if err := s.home.promote(set, b, want); err != nil {
-			return err
+			return false, err
 		}
 		s.accepted(set.report())
-		return nil
+		return true, nil
 	case s.ctx.Err() != nil:
-		return err
+		return false, err
 	case set != nil && !errors.As(err, &refused):
-		return err // not the rules' fault: disk, configuration
+		return false, err // not the rules' fault: disk, configuration
 	}
 	s.refuse(err)
 	return s.fallBack(b, want)
 }
 
 // fallBack starts with the rules that were good last, or with our own.
-func (s *Suricata) fallBack(b *Binary, want *deception.Inspect) error {
-	if _, err := os.Stat(s.home.file(liveRules)); err == nil {
-		text := configure(b, want, liveRules)
-		if err := s.home.replace(liveConfig, text); err != nil {
-			return err
+func (s *Suricata) fallBack(b *Binary, want *deception.Inspect) (whole bool, err error) {
+	if info, err := os.Stat(s.home.file(liveRules)); err == nil && info.Size() > int64(s.cfg.Few)*usualRule {
+		return false, s.early(b, want)
+	} else if err == nil {
+		if err := s.home.replace(liveConfig, configure(b, want, liveRules)); err != nil {
+			return false, err
 		}
-		return s.home.ensureClasses()
+		return true, s.home.ensureClasses()
 	}
-	own := *want
-	own.Rules, own.SystemRules = nil, false
-	set, err := s.home.candidate(s.ctx, b, &own)
-	if err != nil {
-		return err
-	}
-	if err := s.home.promote(set, b, want); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.status.Rules, s.status.RulesSince = set.report(), time.Now()
-	s.mu.Unlock()
-	return nil
+	return true, s.early(b, want)
 }
 
 // Reload reads all rules again, has Suricata test them and exchanges them in the
 // running one. Where they are refused, those that are loaded stay, and the error
-// is a *RulesError.
+// is a *RulesError. Once they have passed, the end of ctx does not stop it halfway.
 func (s *Suricata) Reload(ctx context.Context) (Report, error) {
 	want, on := s.wanted()
 	if !on {
@@ -73,58 +67,91 @@ func (s *Suricata) Reload(ctx context.Context) (Report, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(s.ctx, stop)()
-	s.rules.Lock()
-	defer s.rules.Unlock()
+	if err := s.lockRules(ctx); err != nil {
+		return Report{}, err
+	}
+	defer s.unlockRules()
+	defer s.loading(nil)
 	begin := time.Now()
 	b, err := Find(ctx, s.cfg.Binary)
 	if err != nil {
 		return Report{}, err
 	}
-	set, err := s.home.candidate(ctx, &b, &want)
+	set, err := s.tested(ctx, &b, &want)
 	r := set.report()
+	if err == nil {
+		r.Restart, err = s.room(&r)
+	}
 	if err != nil {
-		s.refuse(err)
+		if ctx.Err() == nil {
+			s.refuse(err)
+		}
 		return r, err
 	}
 	if err := s.home.promote(set, &b, &want); err != nil {
 		return r, err
 	}
-	r.Live, err = s.exchange(ctx)
+	s.forgive()
+	if r.Restart {
+		s.cfg.Log.Warn("there is no room for two sets of rules; suricata is started anew", "needs", r.PeakBytes, "free", s.cfg.Memory())
+		s.restart()
+	} else {
+		r.Live, err = s.exchange(s.ctx, &set.trial)
+	}
 	r.Millis = millis(time.Since(begin))
 	if err != nil {
 		return r, err
 	}
-	s.accepted(r)
+	if r.Live {
+		s.accepted(r)
+	}
 	s.cfg.Log.Info("rules loaded", "rules", r.Rules, "files", r.Files, "live", r.Live)
 	return r, nil
 }
 
 // exchange has the running Suricata take the live file of rules. Where it cannot,
 // it is started anew.
-func (s *Suricata) exchange(ctx context.Context) (live bool, err error) {
+func (s *Suricata) exchange(ctx context.Context, t *trial) (live bool, err error) {
 	s.mu.Lock()
-	runs := s.process != nil
+	p := s.process
+	if p != nil {
+		s.exchanging = t.Sum
+		s.status.Loading = &Loading{Step: LoadingExchange, Rules: t.Report.Rules, Since: time.Now()}
+	}
 	s.mu.Unlock()
-	if !runs {
+	if p == nil {
 		return false, nil // it takes them when it starts
 	}
-	ctx, stop := context.WithTimeoutCause(ctx, reloadTimeout, fmt.Errorf("not done after %v", reloadTimeout))
+	ctx, stop := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not done after %v", patience))
 	defer stop()
 	if _, err = command(ctx, s.home.child(""), "reload-rules"); err == nil {
 		err = s.loaded(ctx)
 	}
 	if err == nil {
+		s.mu.Lock()
+		s.exchanging = ""
+		s.mu.Unlock()
 		return true, nil
 	}
 	if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return false, err
 	}
+	select {
+	case <-p.done:
+		return false, fmt.Errorf("suricata ended while it loaded the rules: %w", err)
+	case <-time.After(answerTimeout):
+	}
 	s.cfg.Log.Warn("rules cannot be exchanged in the running suricata; it is started anew", "error", err)
+	s.restart()
+	return false, nil
+}
+
+// restart has attend end the process and run begin anew.
+func (s *Suricata) restart() {
 	select {
 	case s.changed <- struct{}{}:
 	default:
 	}
-	return false, nil
 }
 
 // loaded asks how many rules are in force.
@@ -168,6 +195,9 @@ func (s *Suricata) refuse(err error) {
 // promote makes a tested set the one that Suricata starts with.
 func (h *home) promote(set *ruleset, b *Binary, want *deception.Inspect) error {
 	if err := h.write(set, b, want, liveRules, liveConfig); err != nil {
+		return err
+	}
+	if err := h.keepDocuments(set); err != nil {
 		return err
 	}
 	return h.remember(set)

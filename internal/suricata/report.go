@@ -15,6 +15,9 @@ var ErrUnreadable = errors.New("rules cannot be read")
 // ErrRules says that rules were refused; RulesError has them.
 var ErrRules = errors.New("rules are refused")
 
+// ErrMemory says that there is too little memory for a set of rules.
+var ErrMemory = errors.New("too little memory")
+
 // RulesError names the rules that Suricata refuses. It is ErrRules.
 type RulesError struct {
 	Problems []RuleProblem
@@ -57,8 +60,9 @@ type Report struct {
 	MoreProblems int `json:"more_problems,omitempty"`
 	// PeakBytes is the memory that Suricata took to read them.
 	PeakBytes uint64 `json:"peak_bytes,omitempty"`
-	// Live: they were exchanged in the running Suricata; else it takes them with its
-	// next start.
-	Live   bool    `json:"live"`
-	Millis float64 `json:"took_ms"`
+	// Live: they were exchanged in the running Suricata.
+	Live bool `json:"live"`
+	// Restart: Suricata is started anew for them; else it takes them with its next start.
+	Restart bool    `json:"restart,omitempty"`
+	Millis  float64 `json:"took_ms"`
 }

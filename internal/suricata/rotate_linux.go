@@ -20,6 +20,11 @@ const keptFiles = 4
 // rotate gives Suricata a new file of events when the present one is large, and
 // removes old ones.
 func (s *Suricata) rotate(ctx context.Context) error {
+	if s.reopen {
+		if err := s.reopenEvents(ctx); err != nil {
+			return err
+		}
+	}
 	path := s.EVE()
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -35,15 +40,25 @@ func (s *Suricata) rotate(ctx context.Context) error {
 		if err := os.Rename(path, path+"."+time.Now().UTC().Format("20060102T150405.000")); err != nil {
 			return fmt.Errorf("rotate suricata's events: %w", err)
 		}
-		// Until it has done so, it writes to the old file, which is read to its end.
-		if _, err := command(ctx, s.home.child(""), "reopen-log-files"); err != nil {
-			return fmt.Errorf("rotate suricata's events: %w", err)
+		s.reopen = true
+		if err := s.reopenEvents(ctx); err != nil {
+			return err
 		}
-		s.mu.Lock()
-		s.status.Rotations++
-		s.mu.Unlock()
 	}
 	return s.prune()
+}
+
+// reopenEvents has Suricata write to a new file. Until it has done so, it writes to
+// the old one, which is read to its end.
+func (s *Suricata) reopenEvents(ctx context.Context) error {
+	if _, err := command(ctx, s.home.child(""), "reopen-log-files"); err != nil {
+		return fmt.Errorf("rotate suricata's events: %w", err)
+	}
+	s.reopen = false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.Rotations++
+	return nil
 }
 
 // prune removes rotated files that were read, and the oldest of too many.

@@ -7,7 +7,10 @@
 // of ours. It runs without privileges and ends with decoynet.
 package suricata
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // State says what Suricata does.
 type State string
@@ -35,6 +38,8 @@ type Status struct {
 	LastEnd  string    `json:"last_end,omitempty"`
 	Resident uint64    `json:"resident_bytes"`
 	Counters Counters  `json:"counters"`
+	// Loading is the set of rules that is on its way; nil: none.
+	Loading *Loading `json:"loading,omitempty"`
 	// Rules are those that are loaded; RulesError says why a newer set is not.
 	Rules      Report    `json:"rules"`
 	RulesSince time.Time `json:"rules_since,omitzero"`
@@ -45,4 +50,21 @@ type Status struct {
 	Rotations uint64 `json:"rotations"`
 	// Unread are rotated files that were removed before they were read.
 	Unread uint64 `json:"unread_files_removed"`
+}
+
+// Loading is a set of rules on its way into a Suricata that runs.
+type Loading struct {
+	Step  string    `json:"step"`
+	Rules int       `json:"rules"`
+	Since time.Time `json:"since"` // of the step
+}
+
+// The steps.
+const (
+	LoadingTest     = "testing" // another Suricata tests the set
+	LoadingExchange = "loading" // the running one reads it, and analyses with the one of before
+)
+
+func (l *Loading) String() string {
+	return fmt.Sprintf("%d rules: %s since %v", l.Rules, l.Step, time.Since(l.Since).Round(time.Second))
 }

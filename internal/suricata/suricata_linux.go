@@ -32,6 +32,10 @@ type Config struct {
 	HungAfter   time.Duration // it takes nothing of a full FIFO for that long: it is replaced (default 15 s)
 	RotateBytes int64         // size at which the file of events is changed for a new one (default 256 MiB)
 	BackoffMost time.Duration // between two starts (default 1 min)
+	// Few is the largest set that is read before the first flow (default 2000).
+	Few int
+	// Memory is how much is free for a set of rules (default: asks the kernel).
+	Memory func() uint64
 }
 
 // Suricata runs one Suricata. Make one with New, Close it.
@@ -45,7 +49,10 @@ type Suricata struct {
 
 	ending atomic.Bool // see Ending
 
-	rules sync.Mutex // held while a set of rules is tested or exchanged
+	rules chan struct{} // full while a set of rules is tested or exchanged
+	// reopen: a file of events was moved away, and Suricata was not told yet. It is
+	// attend's.
+	reopen bool
 
 	mu      sync.Mutex // guards the rest
 	want    deception.Inspect
@@ -54,6 +61,10 @@ type Suricata struct {
 	binary  Binary
 	status  Status
 	down    bool // an event told so
+	// exchanging is the sum of the set that the process reads while it works; it died
+	// so often in the middle of it that killer names.
+	exchanging, killer string
+	deaths             int
 }
 
 // New starts nothing yet: Apply says what is wanted. It ends a Suricata that an
@@ -71,7 +82,7 @@ func New(cfg Config) (*Suricata, error) {
 	} else if n > 0 {
 		cfg.Log.Warn("ended a suricata that an earlier decoynet left", "count", n)
 	}
-	s := &Suricata{cfg: cfg, home: h, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	s := &Suricata{cfg: cfg, home: h, done: make(chan struct{}), changed: make(chan struct{}, 1), rules: make(chan struct{}, 1)}
 	s.status = Status{State: Off, Since: time.Now()}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	go s.run()
@@ -96,6 +107,12 @@ func (c *Config) setDefaults() {
 	}
 	if c.BackoffMost <= 0 {
 		c.BackoffMost = time.Minute
+	}
+	if c.Few <= 0 {
+		c.Few = fewRules
+	}
+	if c.Memory == nil {
+		c.Memory = availableMemory
 	}
 }
 
@@ -248,7 +265,8 @@ func (s *Suricata) once(want *deception.Inspect) error {
 	if err != nil {
 		return err
 	}
-	if err := s.prepare(&b, want); err != nil {
+	whole, err := s.prepare(&b, want)
+	if err != nil {
 		return err
 	}
 	if err := s.home.freshFIFO(s.FIFO()); err != nil {
@@ -268,10 +286,21 @@ func (s *Suricata) once(want *deception.Inspect) error {
 	s.status.Counters = Counters{}
 	s.mu.Unlock()
 	s.cfg.Log.Info("suricata started", "pid", p.pid, "version", b.Version, "rules", s.Status().Rules.Rules)
+	ctx, stop := context.WithCancel(s.ctx)
+	var settled sync.WaitGroup
+	if !whole {
+		settled.Go(func() { s.settle(ctx, &b, want) })
+	}
+	s.reopen = false
 	err = s.attend(p, &b)
+	if err != nil && !s.ending.Load() {
+		s.died()
+	}
+	stop()
+	settled.Wait()
 	s.cfg.Log.Debug("suricata ended", "output", p.output.String())
 	s.mu.Lock()
-	s.process = nil
+	s.process, s.exchanging = nil, ""
 	s.status.PID, s.status.Resident = 0, 0
 	s.mu.Unlock()
 	return err

@@ -16,21 +16,17 @@ import (
 // trial is what came out when Suricata tested a set. To repeat it for the same set
 // would double the time of a start.
 type trial struct {
-	Sum      string        `json:"sum"` // of the set as it was gathered
-	Dropped  []Place       `json:"dropped,omitempty"`
-	Problems []RuleProblem `json:"problems,omitempty"`
-	More     int           `json:"more,omitempty"`
-	Peak     uint64        `json:"peak_bytes"` // memory that it took
-	Millis   float64       `json:"took_ms"`
+	Sum     string  `json:"sum"` // of the set as it was gathered
+	Dropped []Place `json:"dropped,omitempty"`
+	Report  Report  `json:"report"`
 }
 
 // passed tells whether this very set passed the test of this very Suricata, and
 // leaves out of it then what was left out.
 func (h *home) passed(set *ruleset, b *Binary) bool {
 	set.trial.Sum = set.sum(b.Version)
-	var last trial
-	text, err := os.ReadFile(h.file(testedFile))
-	if err != nil || json.Unmarshal(text, &last) != nil || last.Sum != set.trial.Sum {
+	last := h.lastTrial()
+	if last.Sum != set.trial.Sum {
 		return false
 	}
 	set.trial = last
@@ -39,11 +35,21 @@ func (h *home) passed(set *ruleset, b *Binary) bool {
 		gone[at] = true
 	}
 	set.rules = slices.DeleteFunc(set.rules, func(r rule) bool { return gone[r.place] })
-	set.problems = problems{more: last.More}
-	for _, p := range last.Problems {
+	set.problems = problems{more: last.Report.MoreProblems}
+	for _, p := range last.Report.Problems {
 		set.note(p)
 	}
 	return true
+}
+
+// lastTrial is that of the rules that were good last; zero: there are none.
+func (h *home) lastTrial() trial {
+	var t trial
+	text, err := os.ReadFile(h.file(testedFile))
+	if err != nil || json.Unmarshal(text, &t) != nil {
+		return trial{}
+	}
+	return t
 }
 
 // remember has passed know the set.
