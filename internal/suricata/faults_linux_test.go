@@ -272,3 +272,22 @@ func TestStoppedAndStartedByTheDocument(t *testing.T) {
 		t.Fatalf("status %+v", st)
 	}
 }
+
+// TestEndsWhileItStarts ends a Suricata that has not opened its feed, and never would:
+// nobody writes to it.
+func TestEndsWhileItStarts(t *testing.T) {
+	s, err := New(Config{Dir: filepath.Join(closedDir(t), "inspect")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Apply(t.Context(), &deception.Inspect{Suricata: deception.SuricataManaged}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, 30*time.Second, "it is started", func() bool { return s.Status().PID != 0 })
+	s.Ending()
+	ctx, stop := context.WithTimeout(t.Context(), endsItself)
+	defer stop()
+	if err := s.Close(ctx); err != nil {
+		t.Error(err)
+	}
+}
