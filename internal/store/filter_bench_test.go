@@ -143,7 +143,8 @@ func benchmarkFilters(b *testing.B, at place) {
 	network := netip.MustParsePrefix("203.0.113.9/32")
 	for name, f := range map[string]FindingFilter{
 		"all": {}, "kind=http": {Kind: "http"}, "kind=smb": {Kind: "smb"}, "kind=none": {Kind: "ikev2"},
-		"session": {Session: rare}, "node=branch": {Node: "branch"}, "source": {Source: network}, "scanner": {Scanner: "nessus"}, "unknown": {Unknown: true},
+		"session": {Session: rare}, "node=branch": {Node: "branch"}, "source": {Source: network}, "network": {Source: netip.MustParsePrefix("203.0.113.0/24")},
+		"network=all": {Source: netip.MustParsePrefix("192.0.2.0/24")}, "scanner": {Scanner: "nessus"}, "unknown": {Unknown: true},
 		"decoy=crm": {Decoy: "crm"}, "decoy=none": {Decoy: "none"}, "alerts": {Alerts: true, Unknown: true}, "alerts+sid": {Alerts: true, SID: 14200001}, "alerts+sid=none": {Alerts: true, SID: 1},
 		"alerts+severity": {Alerts: true, Severity: 1}, "alerts+source": {Alerts: true, Source: network}, "alerts+decoy": {Alerts: true, Decoy: "crm"},
 		"alerts+node": {Alerts: true, Node: "branch"}, "alerts+scanner": {Alerts: true, Scanner: "nessus"},
@@ -166,7 +167,8 @@ func benchmarkFilters(b *testing.B, at place) {
 	}
 	yes := true
 	for name, f := range map[string]Filter{
-		"all": {}, "id": {ID: rare}, "source": {Source: network}, "scanner": {Scanner: "nessus"}, "unknown": {Unknown: true},
+		"all": {}, "id": {ID: rare}, "source": {Source: network}, "network": {Source: netip.MustParsePrefix("203.0.113.0/24")},
+		"network=all": {Source: netip.MustParsePrefix("192.0.2.0/24")}, "scanner": {Scanner: "nessus"}, "unknown": {Unknown: true},
 		"decoy=crm": {Decoy: "crm"}, "decoy=none": {Decoy: "none"}, "running": {Running: &yes}, "since": {Since: time.Now().Add(-time.Hour)},
 		"since+source": {Since: time.Now().Add(-24 * time.Hour), Source: network},
 	} {

@@ -2,12 +2,13 @@ package store
 
 import (
 	"context"
+	"net/netip"
 
 	"decoynet/deception"
 )
 
 // From how many sessions on that carry wanted names, and from how many findings of
-// theirs on, some are met soon enough where all findings are read.
+// theirs or of a network's on, some are met soon enough where all findings are read.
 const (
 	manySessions = 1000
 	manyFindings = 20_000
@@ -17,12 +18,15 @@ const (
 // saying since when would else wait for the whole table to be read, just where next
 // to nothing is found in it.
 func (r *Reader) findingRoute(ctx context.Context, f *FindingFilter) (route, error) {
-	switch {
-	case !f.Session.IsZero():
+	if !f.Session.IsZero() {
 		return route{index: "finding_session"}, nil
-	case f.Source.IsSingleIP() && !f.Source.Addr().IsUnspecified(): // which column writes in a way of its own
-		return route{"finding_source", func(a *arguments) string { return r.back.from(a, f.Source.Addr()) }}, nil
-	case f.Scanner != "":
+	}
+	if f.Source.IsValid() {
+		if way, ok, err := r.routeBySource(ctx, f.Source); ok || err != nil {
+			return way, err
+		}
+	}
+	if f.Scanner != "" {
 		return route{"finding_scanner", func(*arguments) string { return "scanner <> ''" }}, nil
 	}
 	if f.Since.IsZero() && (f.Segment != "" || f.Decoy != "" || f.Service != "") {
@@ -34,6 +38,21 @@ func (r *Reader) findingRoute(ctx context.Context, f *FindingFilter) (route, err
 		return route{"finding_kind", func(*arguments) string { return "kind <> 'flow'" }}, nil
 	}
 	return route{}, nil
+}
+
+// routeBySource leads over the intruders of a network. Those of one address stand in
+// order; those of more have to be sorted for every page, and must not be many.
+func (r *Reader) routeBySource(ctx context.Context, network netip.Prefix) (way route, ok bool, err error) {
+	way = route{"finding_source", func(a *arguments) string { return r.back.from(a, network) }}
+	var a arguments
+	condition := way.where(&a)
+	if condition == "" || network.IsSingleIP() {
+		return way, condition != "", nil
+	}
+	var findings int64
+	err = r.db.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM finding "+r.back.hint(way.index)+" WHERE "+condition+
+		" LIMIT "+a.add(int64(manyFindings+1))+") AS f", a.values...).Scan(&findings)
+	return way, findings <= manyFindings, err
 }
 
 // routeByName leads over the sessions that carry the names, unless these are many.

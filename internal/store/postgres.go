@@ -188,8 +188,12 @@ func (b *postgresBackend) within(a *arguments, network netip.Prefix) string {
 	return "source <<= " + a.add(network.Masked())
 }
 
-func (b *postgresBackend) from(a *arguments, addr netip.Addr) string {
-	return "source = " + a.add(addr.WithZone(""))
+func (b *postgresBackend) from(a *arguments, network netip.Prefix) string {
+	r := deception.RangeOf(network)
+	if r.From == r.To {
+		return "source = " + a.add(r.From)
+	}
+	return "source BETWEEN " + a.add(r.From) + " AND " + a.add(r.To)
 }
 
 // hopeless is true for what the SQL standard calls a data exception (class 22),

@@ -183,13 +183,22 @@ func (b *sqliteBackend) within(a *arguments, network netip.Prefix) string {
 	return between
 }
 
-// from repeats the index's expression word for word, or it would not be used.
-func (b *sqliteBackend) from(a *arguments, addr netip.Addr) string {
-	var v any = addr.WithZone("").String()
-	if addr.Is4() {
-		v = endpoint4(addr, 0) >> 16
+// from repeats the index's expression word for word, or it would not be used. The
+// order of texts is not that of IPv6 addresses, and 0.0.0.0 is in neither order.
+func (b *sqliteBackend) from(a *arguments, network netip.Prefix) string {
+	const address = "CASE typeof(source) WHEN 'integer' THEN source >> 16 ELSE substr(source, 1, instr(source, ' ') - 1) END"
+	r := deception.RangeOf(network)
+	switch {
+	case r.From.IsUnspecified():
+		return ""
+	case !r.From.Is4() && r.From == r.To:
+		return address + " = " + a.add(r.From.String())
+	case !r.From.Is4():
+		return ""
+	case r.From == r.To:
+		return address + " = " + a.add(endpoint4(r.From, 0)>>16)
 	}
-	return "CASE typeof(source) WHEN 'integer' THEN source >> 16 ELSE substr(source, 1, instr(source, ' ') - 1) END = " + a.add(v)
+	return address + " BETWEEN " + a.add(endpoint4(r.From, 0)>>16) + " AND " + a.add(endpoint4(r.To, 0)>>16)
 }
 
 func endpoint4(a netip.Addr, port int64) int64 {

@@ -90,9 +90,9 @@ type dialect interface {
 	// within writes the condition that the intruder's address lies in the
 	// network. It may let more pass (Filter.matches looks again), never less.
 	within(a *arguments, network netip.Prefix) string
-	// from writes the condition that the intruder's address is this one, as the
-	// index finding_source has it.
-	from(a *arguments, addr netip.Addr) string
+	// from writes within as the index finding_source has it; empty where the index
+	// does not.
+	from(a *arguments, network netip.Prefix) string
 }
 
 // connection is a backend's connection that writes. It belongs to one goroutine.
