@@ -117,24 +117,6 @@ func startHop(t *testing.T, h Handler, bind string) (e *Engine, l *Listener, at 
 	return e, l, at, failed
 }
 
-// startService is a TCP service of its own.
-func startService(t *testing.T, serve func(*net.TCPConn)) netip.AddrPort {
-	t.Helper()
-	service, err := net.Listen("tcp4", "127.0.0.1:0")
-	check(t, err)
-	t.Cleanup(func() { service.Close() })
-	go func() {
-		for {
-			c, err := service.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); serve(c.(*net.TCPConn)) }()
-		}
-	}()
-	return service.Addr().(*net.TCPAddr).AddrPort()
-}
-
 // readAll sends all that comes from the intruder to got and then says "bye".
 func readAll(got chan<- string) func(*net.TCPConn) {
 	return func(c *net.TCPConn) {

@@ -122,6 +122,14 @@ func check(t testing.TB, err error) {
 // connection the service accepts.
 func start(t testing.TB, cfg Config, serve func(*net.TCPConn)) (*testHandler, *Engine, string) {
 	t.Helper()
+	h := &testHandler{service: startService(t, serve), notify: make(chan struct{}, 4096)}
+	e, addr := startEngine(t, h, cfg)
+	return h, e, addr
+}
+
+// startService is a TCP service of its own.
+func startService(t testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
+	t.Helper()
 	service, err := net.Listen("tcp4", "127.0.0.1:0")
 	check(t, err)
 	t.Cleanup(func() { service.Close() })
@@ -134,9 +142,7 @@ func start(t testing.TB, cfg Config, serve func(*net.TCPConn)) (*testHandler, *E
 			go func() { defer c.Close(); serve(c.(*net.TCPConn)) }()
 		}
 	}()
-	h := &testHandler{service: service.Addr().(*net.TCPAddr).AddrPort(), notify: make(chan struct{}, 4096)}
-	e, addr := startEngine(t, h, cfg)
-	return h, e, addr
+	return service.Addr().(*net.TCPAddr).AddrPort()
 }
 
 func startEngine(t testing.TB, h Handler, cfg Config) (*Engine, string) {
