@@ -89,17 +89,9 @@ type crowdSite struct {
 }
 
 func measureDecoys(ctx context.Context, b *bench) (err error) {
-	binary, err := absolute(b.decoynet)
+	l, binary, self, err := b.laboratory()
 	if err != nil {
 		return err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
-	l, err := lab.New("")
-	if err != nil {
-		return fmt.Errorf("open a lab: %w", err)
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	var up []*crowdSite

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"decoynet/internal/lab"
 )
 
 // absolute returns the binary's full path, or why there is none to run.
@@ -18,6 +20,21 @@ func absolute(path string) (string, error) {
 		return "", fmt.Errorf("find the binary: %w", err)
 	}
 	return abs, nil
+}
+
+// laboratory opens a lab for what is measured of decoynet by itself. It returns the
+// paths of decoynet and of this program, too, which is what runs at its other end.
+func (b *bench) laboratory() (l *lab.Lab, binary, self string, err error) {
+	if binary, err = absolute(b.decoynet); err != nil {
+		return nil, "", "", err
+	}
+	if self, err = os.Executable(); err != nil {
+		return nil, "", "", fmt.Errorf("find this program: %w", err)
+	}
+	if l, err = lab.New(""); err != nil {
+		return nil, "", "", fmt.Errorf("open a lab: %w", err)
+	}
+	return l, binary, self, nil
 }
 
 func kernelRelease() string {

@@ -128,17 +128,9 @@ type fleetSite struct {
 const answerWithin = 3 * time.Minute
 
 func newFleetSite(ctx context.Context, b *bench) (s *fleetSite, err error) {
-	binary, err := absolute(b.decoynet)
+	l, binary, self, err := b.laboratory()
 	if err != nil {
 		return nil, err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
-	}
-	l, err := lab.New("")
-	if err != nil {
-		return nil, fmt.Errorf("open a lab: %w", err)
 	}
 	s = &fleetSite{lab: l}
 	defer func() {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -81,17 +80,9 @@ type sensingSite struct {
 }
 
 func measureSensing(ctx context.Context, b *bench) (err error) {
-	binary, err := absolute(b.decoynet)
+	l, binary, self, err := b.laboratory()
 	if err != nil {
 		return err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
-	}
-	l, err := lab.New("")
-	if err != nil {
-		return fmt.Errorf("open a lab: %w", err)
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	s, err := newSensingSite(ctx, b, l, binary, self)
