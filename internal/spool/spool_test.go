@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -225,6 +226,9 @@ func diskUsage(t testing.TB, dir string) (sum int64) {
 	}
 	for _, e := range entries {
 		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it went since the directory was read
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
