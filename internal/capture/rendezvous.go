@@ -25,6 +25,8 @@ const (
 	waitFor = 3 * time.Minute
 	// mostWaiting bounds how many wait.
 	mostWaiting = 65536
+	// mostOfOne bounds how many of the same ports do.
+	mostOfOne = 32
 )
 
 // arrival is a flow that one of the two has told of, and the other not yet.
@@ -44,6 +46,7 @@ type rendezvous struct {
 	waiting map[flowKey][]*arrival
 	queue   []*arrival // in the order in which they came, from first on
 	first   int
+	gone    int // of queue, from first on
 }
 
 func newRendezvous() *rendezvous { return &rendezvous{waiting: map[flowKey][]*arrival{}} }
@@ -59,22 +62,38 @@ func (r *rendezvous) id(k flowKey, at time.Time, mirror bool) deception.SessionI
 			return a.id
 		}
 	}
+	if same := r.waiting[k]; len(same) == mostOfOne {
+		r.drop(same[0])
+	}
+	r.makeRoom(at)
+	a := &arrival{key: k, id: deception.NewSessionID(at), at: at, mirror: mirror}
+	r.waiting[k] = append(r.waiting[k], a)
+	r.queue = append(r.queue, a)
+	return a.id
+}
+
+// makeRoom forgets those that have waited for too long, or are too many.
+func (r *rendezvous) makeRoom(at time.Time) {
 	for len(r.queue)-r.first > 0 {
 		oldest := r.queue[r.first]
-		if !oldest.gone && at.Sub(oldest.at) < waitFor && len(r.queue)-r.first < mostWaiting {
+		if !oldest.gone && at.Sub(oldest.at) < waitFor && len(r.queue)-r.first-r.gone < mostWaiting {
 			break
 		}
 		r.drop(oldest)
 		r.queue[r.first] = nil
 		r.first++
+		r.gone--
 	}
-	if r.first > len(r.queue)/2 {
-		r.queue, r.first = append(r.queue[:0], r.queue[r.first:]...), 0
+	if r.first+r.gone > len(r.queue)/2 {
+		left := r.queue[:0]
+		for _, a := range r.queue[r.first:] {
+			if !a.gone {
+				left = append(left, a)
+			}
+		}
+		clear(r.queue[len(left):])
+		r.queue, r.first, r.gone = left, 0, 0
 	}
-	a := &arrival{key: k, id: deception.NewSessionID(at), at: at, mirror: mirror}
-	r.waiting[k] = append(r.waiting[k], a)
-	r.queue = append(r.queue, a)
-	return a.id
 }
 
 // drop forgets a flow. Its place in the queue stays.
@@ -83,6 +102,7 @@ func (r *rendezvous) drop(a *arrival) {
 		return
 	}
 	a.gone = true
+	r.gone++
 	list := r.waiting[a.key]
 	for i := range list {
 		if list[i] == a {

@@ -64,3 +64,32 @@ func TestRendezvousForgets(t *testing.T) {
 		t.Errorf("%d wait, much later", len(r.waiting))
 	}
 }
+
+// TestRendezvousOfOne: a flood of first packets between the same ports, which
+// connection tracking takes for one flow, neither grows nor puts others out.
+func TestRendezvousOfOne(t *testing.T) {
+	r := newRendezvous()
+	now := time.Unix(1_700_000_000, 0)
+	one := flowKey{segment: "office", transport: deception.TCP, source: netip.MustParseAddrPort("192.0.2.66:4711")}
+	other := flowKey{segment: "office", transport: deception.TCP, source: netip.MustParseAddrPort("192.0.2.67:4711")}
+	id := r.id(other, now, true)
+	var last deception.SessionID
+	for range 2 * mostWaiting {
+		last = r.id(one, now, true)
+		if len(r.waiting[one]) > mostOfOne || len(r.queue) > 4*mostOfOne+2 {
+			t.Fatalf("%d wait in a queue of %d", len(r.waiting[one]), len(r.queue))
+		}
+	}
+	if got := r.id(other, now, false); got != id {
+		t.Error("a flow from before the flood is not known")
+	}
+	for range mostOfOne - 1 {
+		r.id(one, now, false)
+	}
+	if got := r.id(one, now, false); got != last {
+		t.Error("the last of the flood is not known")
+	}
+	if len(r.waiting) != 0 {
+		t.Errorf("%d wait", len(r.waiting))
+	}
+}
