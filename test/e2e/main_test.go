@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,13 +49,18 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	binary = filepath.Join(dir, "decoynet")
-	build := exec.Command("go", "build", "-o", binary, "decoynet/cmd/decoynet")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	flags, env, found := raced(dir)
+	build := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", binary, "decoynet/cmd/decoynet"})...)
+	build.Env = append(os.Environ(), env...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build decoynet: %v\n%s", err, out)
 		return 1
 	}
-	return checked(m)
+	code := checked(m)
+	if found() {
+		return 1
+	}
+	return code
 }
 
 // checked runs the tests and fails the run where they leave something.
