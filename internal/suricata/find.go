@@ -33,6 +33,10 @@ var ErrTooOld = errors.New("suricata is too old")
 // oldest is the first major version whose events can be read and joined.
 const oldest = 7
 
+// answersWithin is how long Suricata may take to say its version: a moment, but for a
+// machine that has just begun to start everything at once.
+const answersWithin = 30 * time.Second
+
 // Find looks for Suricata: at path, or in PATH and the system's directories where
 // path is empty. The error says what to type on this distribution; it is
 // ErrMissing or ErrTooOld where that is the matter.
@@ -45,7 +49,7 @@ func Find(ctx context.Context, path string) (Binary, error) {
 	if err != nil {
 		return Binary{}, fmt.Errorf("look at suricata: %w", err)
 	}
-	ctx, stop := context.WithTimeout(ctx, 10*time.Second)
+	ctx, stop := context.WithTimeout(ctx, answersWithin)
 	defer stop()
 	cmd := exec.CommandContext(ctx, path, "--build-info")
 	cmd.WaitDelay = time.Second
