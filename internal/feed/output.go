@@ -269,10 +269,17 @@ func (o *output) run() {
 			continue
 		}
 		o.note(o.w.Flush())
-		if stopping || o.aborted() {
+		if o.aborted() && !stopping { // while it was flushed
+			stopping = true
+			continue
+		}
+		if stopping {
 			now, _ := o.feed.clock.now()
 			o.nudgeAll(now, 0)
 			o.note(o.w.Flush())
+			if o.aborted() {
+				o.forgetAll() // what the writer still kept was not seen
+			}
 			return
 		}
 		select {

@@ -138,3 +138,44 @@ func TestFullQueueEmpties(t *testing.T) {
 		return p.w.Wants(Client)
 	})
 }
+
+// hesitant is a Writer that stands still when it is flushed, until it is closed.
+type hesitant struct {
+	discard
+	flushing, closed chan struct{}
+}
+
+func (w *hesitant) Flush() error {
+	select {
+	case w.flushing <- struct{}{}:
+	default:
+	}
+	<-w.closed
+	return errFull
+}
+
+func (w *hesitant) Close() error {
+	close(w.closed)
+	return nil
+}
+
+// TestAbortedFlush: what waits while an output hangs in a flush is lost when it is
+// ended, and known to be.
+func TestAbortedFlush(t *testing.T) {
+	w := &hesitant{flushing: make(chan struct{}, 1), closed: make(chan struct{})}
+	f := New(Config{Lanes: 1})
+	defer f.Close()
+	f.Add("out", w)
+	shown := tcpFlow(f, "4000").client(request)
+	f.flush()
+	<-w.flushing // that of the time before it was written, or after
+	waits := tcpFlow(f, "4001").client(request)
+	if err := f.Remove("out"); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*script{shown, waits} {
+		if _, partial, _ := f.Of("out").Find(p.s.ID.Key()); !partial {
+			t.Errorf("the flow from %s is not known to be partial", p.s.Source)
+		}
+	}
+}
