@@ -284,12 +284,16 @@ func (l *Lab) release() error {
 	return errors.Join(append(errs, l.lock.Close())...)
 }
 
+const longestPause = 5 * time.Second
+
 // Eventually calls fn until it returns nil, for at most d, and returns its last
-// error.
+// error. Where a call takes long, the pauses do too: what is waited for needs the
+// processor more than who looks at it.
 func Eventually(ctx context.Context, d time.Duration, fn func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		began := time.Now()
 		err := fn()
 		if err == nil {
 			return nil
@@ -297,7 +301,7 @@ func Eventually(ctx context.Context, d time.Duration, fn func() error) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("not within %v: %w", d, err)
-		case <-time.After(pause):
+		case <-time.After(max(pause, min(2*time.Since(began), longestPause))):
 		}
 	}
 }

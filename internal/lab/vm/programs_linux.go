@@ -38,6 +38,7 @@ var companions = map[string][]string{
 	"iptables": {"/usr/lib/x86_64-linux-gnu/xtables"},
 	"tc":       {"/usr/lib/tc"},
 	"nmap":     {"/usr/share/nmap"},
+	"suricata": {"/usr/share/misc/magic.mgc"},
 }
 
 // settings are copied where they are: names of users, protocols and services.
