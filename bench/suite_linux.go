@@ -57,6 +57,7 @@ var suites = map[string]suite{
 	"sensing":   sensingSuite(),
 	"feed":      feedSuite(),
 	"alerts":    alertsSuite(),
+	"rules":     rulesSuite(),
 }
 
 // usualSuites are run where none is named.

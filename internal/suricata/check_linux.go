@@ -128,6 +128,7 @@ func aboutConfiguration(found []complaint) error {
 func (s *ruleset) judge(found []complaint, mayDrop bool) (dropped []Place, refused bool) {
 	drop := make(map[int]bool)
 	find := s.finder()
+	refused = s.fatal > 0 // since it was gathered
 	var reservations []RuleProblem
 	for _, c := range found {
 		p := RuleProblem{Place: Place{File: "suricata"}, SID: c.sid, Message: c.message, Ignored: !c.error}
@@ -182,7 +183,7 @@ func (s *ruleset) finder() func(complaint) int {
 // test has Suricata read the candidate and returns what it complains about, and how
 // much memory it took. The error says that it could not be asked.
 func (h *home) test(ctx context.Context, b *Binary) (found []complaint, peak uint64, err error) {
-	p, err := h.start(b, "-T", "-c", filepath.Join(root, candidateConfig), "-l", filepath.Join(root, childDir))
+	p, err := h.start(b, "-T", "-c", filepath.Join(root, candidateConfig), "-l", filepath.Join(root, childDir), "--data-dir", filepath.Join(root, childDir, dataDir))
 	if err != nil {
 		return nil, 0, fmt.Errorf("test rules: %w", err)
 	}

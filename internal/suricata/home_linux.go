@@ -28,6 +28,7 @@ const (
 	classesFile     = "classification.config"
 	referencesFile  = "reference.config"
 	childDir        = "suricata"
+	dataDir         = "data" // in childDir: what rules have Suricata keep
 	eveName         = "eve.json"
 	fifoName        = "feed.fifo"
 	socketName      = "command.socket"
@@ -53,7 +54,7 @@ type home struct {
 // above, but Suricata, which gets it as an open descriptor, must read in it.
 func openHome(path string) (*home, error) {
 	child := filepath.Join(path, childDir)
-	for _, dir := range []string{path, child} {
+	for _, dir := range []string{path, child, filepath.Join(path, filesDir), filepath.Join(child, dataDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make suricata's directory: %w", err)
 		}
@@ -61,7 +62,8 @@ func openHome(path string) (*home, error) {
 	h := &home{path: path}
 	if os.Geteuid() == 0 {
 		h.user = &syscall.Credential{Uid: nobody, Gid: nobody}
-		if err := errors.Join(os.Chmod(path, 0o711), os.Lchown(child, nobody, nobody)); err != nil {
+		if err := errors.Join(os.Chmod(path, 0o711), os.Chmod(filepath.Join(path, filesDir), 0o711),
+			os.Lchown(child, nobody, nobody), os.Lchown(filepath.Join(child, dataDir), nobody, nobody)); err != nil {
 			return nil, fmt.Errorf("give suricata its directory: %w", err)
 		}
 	}
@@ -79,6 +81,14 @@ func (h *home) child(name string) string { return filepath.Join(h.path, childDir
 
 // write puts a set of rules and a configuration that names it into the directory.
 func (h *home) write(set *ruleset, b *Binary, want *deception.Inspect, rules, config string) error {
+	for name, from := range set.attached {
+		if _, err := os.Stat(h.file(name)); err == nil {
+			continue // what is in it is in its name
+		}
+		if err := h.replaceBy(name, attached(from)); err != nil {
+			return err
+		}
+	}
 	if err := h.replaceBy(rules, set); err != nil {
 		return err
 	}

@@ -200,7 +200,29 @@ func (h *home) promote(set *ruleset, b *Binary, want *deception.Inspect) error {
 	if err := h.keepDocuments(set); err != nil {
 		return err
 	}
-	return h.remember(set)
+	if err := h.remember(set); err != nil {
+		return err
+	}
+	return h.removeFiles(set)
+}
+
+// removeFiles removes copies that no rule names any more. A Suricata that still has
+// rules of before read theirs when it loaded them.
+func (h *home) removeFiles(set *ruleset) error {
+	entries, err := os.ReadDir(h.file(filesDir))
+	if err != nil {
+		return fmt.Errorf("list files of rules: %w", err)
+	}
+	for _, e := range entries {
+		name := filesDir + "/" + e.Name()
+		if set.attached[name] != "" {
+			continue
+		}
+		if err := os.Remove(h.file(name)); err != nil {
+			return fmt.Errorf("remove a file of rules of before: %w", err)
+		}
+	}
+	return nil
 }
 
 // ensureClasses puts the files back that rules need, where somebody removed them.

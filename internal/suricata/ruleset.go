@@ -76,7 +76,8 @@ type ruleset struct {
 	classes string
 	widened int // rules whose negated groups stand for any address
 	problems
-	trial trial // of it by Suricata
+	attached map[string]string // names of copies that its rules name, and what they are of
+	trial    trial             // of it by Suricata
 }
 
 // problems are those of a set that are kept, and how many more there were.
@@ -222,6 +223,7 @@ func (s *ruleset) add(file, text string, from origin, seen map[uint64]Place) {
 
 func (s *ruleset) rule(text string, at Place, from origin, seen map[uint64]Place) {
 	text, widened := widen(strings.ReplaceAll(text, "\x00", ""))
+	var err error
 	r := rule{text: text, place: at, origin: from, sid: signature(text)}
 	if r.sid != 0 {
 		if first, ok := seen[r.sid]; ok {
@@ -235,6 +237,10 @@ func (s *ruleset) rule(text string, at Place, from origin, seen map[uint64]Place
 			return
 		}
 		seen[r.sid] = at
+	}
+	if r.text, err = s.attach(r.text, filepath.Dir(at.File)); err != nil {
+		s.note(RuleProblem{Place: at, SID: uint32(r.sid), Message: err.Error(), Ignored: from == fromSystem})
+		return
 	}
 	if widened {
 		s.widened++

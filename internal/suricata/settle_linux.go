@@ -68,6 +68,7 @@ func (s *Suricata) settle(ctx context.Context, b *Binary, want *deception.Inspec
 	if err := s.answers(ctx); err != nil {
 		return // it ended: the next start settles
 	}
+	s.works() // it answers nothing while it reads more
 	if err := s.lockRules(ctx); err != nil {
 		return
 	}

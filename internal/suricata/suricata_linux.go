@@ -275,7 +275,7 @@ func (s *Suricata) once(want *deception.Inspect) error {
 	// Its own pid file and socket of a run before would be in the way.
 	_ = os.Remove(s.home.child(socketName))
 	p, err := s.home.start(&b, "-c", root+"/"+liveConfig, "-r", root+"/"+childDir+"/"+fifoName,
-		"--runmode", "single", "-k", "none", "-l", root+"/"+childDir)
+		"--runmode", "single", "-k", "none", "-l", root+"/"+childDir, "--data-dir", root+"/"+childDir+"/"+dataDir)
 	if err != nil {
 		return err
 	}
