@@ -189,10 +189,10 @@ type shown struct {
 // contactRule is decoynet's rule that fires when data was sent over TCP.
 const contactRule = "14200001"
 
-// watch follows `get alerts --watch` until stop.
-func (s *alertsSite) watch(ctx context.Context, each func(shown)) (stop func() error, err error) {
+// watch follows `get alerts --watch` until stop, with those of the time before.
+func (s *alertsSite) watch(ctx context.Context, since time.Duration, each func(shown)) (stop func() error, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := s.Gateway.Command(ctx, s.binary, "get", "alerts", "--data", s.data, "--watch", "-o", "json", "--since", "0s")
+	cmd := s.Gateway.Command(ctx, s.binary, "get", "alerts", "--data", s.data, "--watch", "-o", "json", "--since", since.String())
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -236,7 +236,7 @@ type contact struct {
 func (s *alertsSite) measure(ctx context.Context, b *bench) error {
 	var mu sync.Mutex // guards contacts and alerts
 	contacts, alerts := map[pair]*contact{}, map[pair]time.Time{}
-	stop, err := s.watch(ctx, func(a shown) {
+	stop, err := s.watch(ctx, 0, func(a shown) {
 		mu.Lock()
 		defer mu.Unlock()
 		alerts[pair{a.Port, a.Decoy}] = a.at

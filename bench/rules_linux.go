@@ -43,6 +43,7 @@ func rulesSuite() suite {
 			{Name: "crash_own", Unit: "s", What: "from SIGKILL of Suricata until it analyses with decoynet's rules"},
 			{Name: "crash_whole", Unit: "s", What: "from SIGKILL of Suricata until the whole set is in force"},
 			{Name: "crash_missing", Unit: "flows", What: flows + "from the kill until the set is in force"},
+			{Name: "ends", Unit: "times", What: "that Suricata was ended as hung, or ended by itself, before the kill"},
 			{Name: "suricata_own", Unit: "MB", What: "resident memory of Suricata with decoynet's rules"},
 			{Name: "suricata_test", Unit: "MB", What: "of the one that tests, at most"},
 			{Name: "suricata_whole", Unit: "MB", What: "with the whole set"},
@@ -55,6 +56,7 @@ func rulesSuite() suite {
 		targets: []figure.Target{
 			{Subject: "decoynet", Metric: "start_missing", AtMost: true, Value: 0},
 			{Subject: "decoynet", Metric: "reload_missing", AtMost: true, Value: 0},
+			{Subject: "decoynet", Metric: "ends", AtMost: true, Value: 0},
 		},
 	}
 }
@@ -137,11 +139,13 @@ type rulesState struct {
 	Services []struct{ Ports []struct{ Up bool } }
 	Inspect  struct {
 		Suricata struct {
-			State   string
-			PID     int
-			Starts  uint64
-			Loading *struct{ Step string }
-			Rules   struct {
+			State  string
+			PID    int
+			Starts uint64
+			// Failures are ends that nobody asked for.
+			Failures uint64
+			Loading  *struct{ Step string }
+			Rules    struct {
 				Rules int
 				Peak  uint64 `json:"peak_bytes"`
 			}
@@ -201,7 +205,7 @@ func (s *rulesSite) run(ctx context.Context, b *bench) (err error) {
 	if _, _, err := s.until(ctx, begin, "decoynet is ready", up); err != nil {
 		return err
 	}
-	stop, err := s.watch(ctx, func(a shown) {
+	stop, err := s.watch(ctx, time.Hour, func(a shown) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.alerts[pair{a.Port, a.Decoy}] = true
@@ -356,6 +360,7 @@ func (s *rulesSite) crash(ctx context.Context, b *bench) error {
 	}
 	begin := time.Now()
 	starts := st.Inspect.Suricata.Starts
+	b.sample("decoynet", "ends", float64(st.Inspect.Suricata.Failures))
 	if err := syscall.Kill(st.Inspect.Suricata.PID, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("kill suricata: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"decoynet/deception"
@@ -217,6 +218,10 @@ func (s *Suricata) unlockRules() { <-s.rules }
 // loading shows what is done with a set of rules; nil: nothing.
 func (s *Suricata) loading(l *Loading) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	before := s.status.Loading
 	s.status.Loading = l
+	s.mu.Unlock()
+	if l == nil && before != nil && before.Rules > s.cfg.Few {
+		debug.FreeOSMemory() // a large set was in memory: the kernel would have it back minutes later
+	}
 }
