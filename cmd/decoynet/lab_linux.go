@@ -69,11 +69,12 @@ func labUp(cmd *cobra.Command, name, document string) error {
 	if err := stage.Up(ctx); err != nil {
 		return errors.Join(quiet(ctx, err), stage.Close())
 	}
+	analysis := stage.Analysis(ctx)
 	picture, err := stage.Picture(ctx)
 	if err != nil {
 		return errors.Join(quiet(ctx, err), stage.Close())
 	}
-	fmt.Fprintf(out, "decoynet is up on gw\n\n%s\n%s\nUp until Ctrl-C (or `decoynet lab down`).\n", picture, stage.Usage())
+	fmt.Fprintf(out, "decoynet is up on gw\n%s\n\n%s\n%s\nUp until Ctrl-C (or `decoynet lab down`).\n", analysis, picture, stage.Usage())
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(out, "\ntaking the network down")
@@ -100,7 +101,7 @@ func labExecCommand() *cobra.Command {
 			"Machines of the office: intruder, production, gw, linux, and lan (the switch, to watch the wire);\n" +
 			"of the branch office: b-intruder, crm, b-router, and branch (its switch).",
 		Example: "  decoynet lab exec intruder -- nmap -sV 192.0.2.21-30\n" +
-			"  decoynet lab exec gw -- decoynet get sessions --watch",
+			"  decoynet lab exec gw -- decoynet get alerts --watch",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return labExec(name, args[0], args[1:])

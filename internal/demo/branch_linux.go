@@ -174,12 +174,12 @@ func (s *Stage) waitNodes(ctx context.Context, judge func([]nodeState) []string)
 	return err
 }
 
-// agentPrivileges returns as whom decoynet runs on the business server and with
-// which capabilities, as proc_pid_status(5) has them.
-func (s *Stage) agentPrivileges() (uid, capabilities string, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.agent.PID()))
+// privileges returns as whom a process runs and with which capabilities, as
+// proc_pid_status(5) has them.
+func privileges(pid int) (uid, capabilities string, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return "", "", fmt.Errorf("look at decoynet on crm: %w", err)
+		return "", "", fmt.Errorf("look as whom a process runs: %w", err)
 	}
 	if words := wordsAfter(string(text), "Uid:"); len(words) > 1 {
 		uid = words[1] // the effective one

@@ -31,8 +31,9 @@ type Options struct {
 	// Keep keeps the lab up afterwards, until the context ends.
 	Keep bool
 
-	// For the tests of the judgement: spoil is called when decoynet is up, and
-	// patience is for how long records may be late.
+	// For the tests of the judgement: prepare is called before decoynet is started,
+	// spoil when it is up, and patience is for how long records may be late.
+	prepare  func(context.Context, *Stage) error
 	spoil    func(context.Context, *Stage) error
 	patience time.Duration
 }
@@ -43,9 +44,11 @@ type Summary struct {
 	Interrupted bool            `json:"interrupted,omitempty"`
 	Seconds     float64         `json:"seconds"` // until the judgement
 	Steering    string          `json:"steering"`
-	Decoys      int             `json:"decoys"`   // addresses
-	Accepted    int             `json:"accepted"` // connections that decoys accepted
-	Sessions    int             `json:"sessions"` // that decoynet recorded
+	Decoys      int             `json:"decoys"`             // addresses
+	Accepted    int             `json:"accepted"`           // connections that decoys accepted
+	Sessions    int             `json:"sessions"`           // that decoynet recorded
+	Suricata    string          `json:"suricata,omitempty"` // its version, where there is one
+	Alerts      int             `json:"alerts"`
 	Steps       []StepSummary   `json:"steps"`
 	Servers     []ServerSummary `json:"servers"`
 	Checks      []CheckSummary  `json:"checks"`
@@ -93,6 +96,8 @@ type show struct {
 	worker  *colleague // in the office
 	clerk   *colleague // in the branch
 	contested
+	detects bool              // Suricata looks on
+	blind   []string          // why it did not, or not as it should
 	before  map[string]string // snapshots of the machines, by name
 	log     string            // decoynet's, when it has ended
 	summary Summary
@@ -156,6 +161,14 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.becomeNode(ctx); err != nil {
 		return err
 	}
+	s.screen.title("Who looks on")
+	if err := s.lookOn(ctx); err != nil {
+		return err
+	}
+	var err error
+	if s.scene, err = s.stage.scene(ctx, s.plan); err != nil {
+		return err
+	}
 	s.screen.title("The network")
 	s.screen.say("%s", strings.TrimRight(draw(s.scene), "\n"))
 
@@ -216,6 +229,11 @@ func (s *show) setUp(ctx context.Context) error {
 	if err := s.misprint(); err != nil {
 		return err
 	}
+	if s.prepare != nil {
+		if err := s.prepare(ctx, s.stage); err != nil {
+			return err
+		}
+	}
 	if err := s.stage.upGateway(ctx); err != nil {
 		return err
 	}
@@ -223,9 +241,6 @@ func (s *show) setUp(ctx context.Context) error {
 		if err := s.spoil(ctx, s.stage); err != nil {
 			return err
 		}
-	}
-	if s.scene, err = s.stage.scene(ctx, s.plan); err != nil {
-		return err
 	}
 	st, err := s.stage.status(ctx)
 	if err != nil {
@@ -274,17 +289,22 @@ func (s *show) attackAll(ctx context.Context, place string, steps []attackStep) 
 // tells of a finished connection when its own timeout has passed.
 const recordPatience = 10 * time.Second
 
+// alertPatience is how long alerts are waited for that need not be there.
+const alertPatience = 3 * time.Second
+
 // judge collects all records and says what is to be said about them.
 func (s *show) judge(ctx context.Context) error {
-	s.screen.step("read the logs, and decoynet's sessions")
+	s.screen.step("read the logs, decoynet's sessions and alerts")
 	var lost error
 	for _, card := range s.cards {
 		lost = errors.Join(lost, card.settle())
 	}
 	var e evidence
 	var servers []serverVerdict
+	var alerts alertVerdict
 	var accepted int
 	var faults []string
+	began := time.Now()
 	err := lab.Eventually(ctx, s.patience, func() (err error) {
 		if e, err = s.collect(ctx); err != nil {
 			return err
@@ -295,6 +315,13 @@ func (s *show) judge(ctx context.Context) error {
 		all = append(all, faults...)
 		for _, v := range servers {
 			all = append(all, v.Faults...)
+		}
+		if s.detects {
+			alerts = judgeAlerts(e, servers)
+			all = append(all, alerts.Faults...)
+			if alerts.Detected < alerts.Connections && time.Since(began) < alertPatience {
+				all = append(all, "alerts are missing")
+			}
 		}
 		if len(all) > 0 {
 			return errors.New(all[0])
@@ -311,14 +338,14 @@ func (s *show) judge(ctx context.Context) error {
 	for _, v := range e.Servers {
 		entries += len(v.Contacts)
 	}
-	s.screen.result(fmt.Sprintf("%d log entries, %d sessions", entries, len(e.Sessions)), nil)
+	s.screen.result(fmt.Sprintf("%d log entries, %d sessions, %d alerts", entries, len(e.Sessions), len(e.Alerts)), nil)
 	s.summary.Accepted, s.summary.Sessions = accepted, len(e.Sessions)
-	s.tell(servers)
+	s.tell(e, servers)
 	s.screen.title("Verdict")
 	for _, v := range servers {
 		s.server(v)
 	}
-	s.others(ctx, e, accepted, faults, lost)
+	s.others(ctx, e, accepted, alerts, faults, lost)
 	s.summary.Seconds = time.Since(s.screen.began).Seconds()
 	return nil
 }
@@ -332,6 +359,11 @@ func (s *show) collect(ctx context.Context) (evidence, error) {
 	var err error
 	if e.Sessions, err = s.stage.sessions(ctx); err != nil {
 		return e, err
+	}
+	if s.detects {
+		if e.Alerts, err = s.stage.alerts(ctx); err != nil {
+			return e, err
+		}
 	}
 	for _, v := range []struct {
 		server    *lab.Server
@@ -359,11 +391,15 @@ func (s *show) collect(ctx context.Context) (evidence, error) {
 }
 
 // tell lists what everybody has recorded.
-func (s *show) tell(servers []serverVerdict) {
+func (s *show) tell(e evidence, servers []serverVerdict) {
 	s.oneConnection(servers)
 	s.screen.title("Sessions, and the servers' own logs")
 	for _, v := range servers {
 		s.screen.listing(v)
+	}
+	if len(e.Alerts) > 0 {
+		s.screen.title("What Suricata says of them")
+		s.screen.alerts(e)
 	}
 }
 

@@ -101,7 +101,11 @@ func TestDemo(t *testing.T) {
 		"ok    nginx", "ok    redis", "ok    sshd", "ok    udp",
 		"ok    sessions", "ok    addresses", "ok    production", "ok    decoynet", "ok    host",
 		"ok    branch", "ok    nodes", "ok    crm",
-		"PASS in ",
+		"rules, as user nobody without any privilege", "  Suricata 7.", // beside gw, in the drawing
+		"192.0.2.21:6379     redis  DECOY redis: data written or deleted", "198.51.100.10:2222  ssh    DECOY ssh: keys exchanged, login begins",
+		"DECOY contact: connection closed without a word",
+		"ok    suricata", "each at the intruder's own address and port",
+		"PASS in ", ", and so did Suricata.",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in the output", want)
@@ -119,6 +123,9 @@ func TestDemo(t *testing.T) {
 	}
 	if !s.OK || s.Interrupted || s.Decoys != 276 || s.Accepted < 900 || s.Sessions < s.Accepted || len(s.Steps) != 12 {
 		t.Errorf("summary: %s", stdout.String())
+	}
+	if s.Suricata == "" || s.Alerts < s.Sessions {
+		t.Errorf("Suricata %q, %d alerts about %d sessions", s.Suricata, s.Alerts, s.Sessions)
 	}
 	least := map[string]int{"nginx": 288, "redis": 151, "sshd": 6, "udp": 6}
 	for _, v := range s.Servers {
@@ -160,6 +167,7 @@ func TestSpoilt(t *testing.T) {
 	}
 	text := out.String()
 	for _, want := range []string{
+		`"DECOY http: request" is about 192.0.2.66:`, "FAIL  suricata", // it saw the truth, but its word alone is not enough
 		"nginx saw 10.1.0.1:", "nginx saw [fd00:1::1]:", "redis saw 10.1.0.1:", "sshd saw 10.1.0.1:",
 		"but udp has not logged that peer", "nginx has not seen 198.51.100.66", "but the service answered that it sees 10.1.0.1:", "\nFAIL after ",
 		// The rules are still there when decoynet has gone.
@@ -171,6 +179,40 @@ func TestSpoilt(t *testing.T) {
 	}
 	if strings.Contains(text, "PASS") {
 		t.Error("it says PASS")
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+}
+
+// TestWithoutSuricata plays the demo where decoynet finds no Suricata: it passes
+// without what that would say, and tells how to get one.
+func TestWithoutSuricata(t *testing.T) {
+	var out strings.Builder
+	summary, err := Run(within(t, 90*time.Second), Options{
+		Binary: program, Out: &out, Name: freeName(t, "blind"),
+		prepare: func(ctx context.Context, s *Stage) error {
+			// What cannot be run is not found.
+			_, err := s.Gateway.Run(ctx, "sh", "-ec", `
+				touch `+commandDir+`/nothing
+				mount --bind `+commandDir+`/nothing "$(readlink -f "$(command -v suricata)")"`)
+			return err
+		},
+	})
+	if err != nil || !summary.OK || summary.Suricata != "" || summary.Alerts != 0 || len(summary.Steps) != 12 {
+		t.Errorf("%v: %+v", err, summary)
+	}
+	text := out.String()
+	for _, want := range []string{
+		"there is none, so nothing will be detected\n", "suricata is not installed: ", "--    suricata    none on this machine",
+		"ok    nodes", "PASS in ", "own addresses and ports.\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in the output", want)
+		}
+	}
+	if strings.Contains(text, "What Suricata says") || strings.Contains(text, "so did Suricata") {
+		t.Error("it shows what nobody said")
 	}
 	if t.Failed() {
 		t.Log(text)

@@ -22,7 +22,7 @@ type scene struct {
 	Servers              []host
 	Decoys               []decoyGroup
 	DecoysAt             string // the Ethernet address of all decoys
-	Remark               string // beside the gateway
+	Remark, Sensor       string // beside the gateway: decoynet, and who analyses
 
 	Branch              string // name
 	BranchPrefix        []netip.Prefix
@@ -110,7 +110,7 @@ func draw(s scene) string {
 	y = c.column(trunkAt, y+2, "|", "|")
 	c.put(trunkAt-len("eth0 "), y-1, "eth0 ")
 	c.put(trunkAt+2, y-1, joined(s.Gateway.Addrs))
-	y = c.column(trunkAt-6, y, "+-----+-----+", "|           |  "+s.Remark, "+-----+-----+")
+	y = c.column(trunkAt-6, y, "+-----+-----+", "|           |  "+s.Remark, "+-----+-----+  "+s.Sensor)
 	c.put(trunkAt-len(s.Gateway.Name)/2, y-2, s.Gateway.Name)
 	c.put(trunkAt-len(s.Bridge.Name)-1, y, s.Bridge.Name)
 	c.put(trunkAt, y, "| "+joined(s.Bridge.Addrs))

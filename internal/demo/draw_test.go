@@ -69,7 +69,7 @@ func TestDraw(t *testing.T) {
 			{Name: "sshd", Addrs: addrs("10.1.0.4", "fd00:1::4"), Ports: "22"},
 			{Name: "udp", Addrs: addrs("10.1.0.5", "fd00:1::5"), Ports: "161/udp"},
 		},
-		Decoys: p.decoyGroups(), DecoysAt: "all at 02:00:00:00:00:de", Remark: "decoynet, steering by sk_lookup",
+		Decoys: p.decoyGroups(), DecoysAt: "all at 02:00:00:00:00:de", Remark: "decoynet, steering by sk_lookup", Sensor: "Suricata 7.0.10",
 	})
 	golden(t, "network.txt", got)
 	for line := range strings.Lines(got) {

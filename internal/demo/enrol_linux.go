@@ -132,7 +132,7 @@ func (s *show) crm() {
 			faults = append(faults, fmt.Sprintf("its web server saw %s", p))
 		}
 	}
-	uid, capabilities, err := s.stage.agentPrivileges()
+	uid, capabilities, err := privileges(s.stage.agent.PID())
 	if err == nil && (uid != nobody || capabilities != bindService) {
 		err = fmt.Errorf("decoynet runs there as user %s with capabilities %s", uid, capabilities)
 	}

@@ -37,16 +37,18 @@ func (s *show) check(name, says string, faults []string) {
 }
 
 // others tells what is not about one server.
-func (s *show) others(ctx context.Context, e evidence, accepted int, faults []string, lost error) {
+func (s *show) others(ctx context.Context, e evidence, accepted int, alerts alertVerdict, faults []string, lost error) {
 	if lost != nil {
 		faults = append(faults, lost.Error())
 	}
-	if st, err := s.stage.status(ctx); err != nil {
+	st, err := s.stage.status(ctx)
+	if err != nil {
 		faults = append(faults, err.Error())
 	} else if st.Recording.Lost > 0 {
 		faults = append(faults, fmt.Sprintf("decoynet says that it lost %d sessions", st.Recording.Lost))
 	}
 	s.check("sessions", fmt.Sprintf("the intruders' cards saw decoys accept %d connections; %d are recorded", accepted, len(e.Sessions)), faults)
+	s.detected(e, alerts, st.Inspect)
 
 	o := s.scene.owners(s.plan, e.Card.claims)
 	free, faults := judgeOwners(o)
@@ -184,8 +186,12 @@ func (s *show) failed() []string {
 
 // pass tells that all is well.
 func (s *show) pass() {
-	s.screen.say("\n%s in %.1f s: every server saw the intruders' own addresses and ports.",
-		s.screen.paint(green, "PASS"), s.summary.Seconds)
+	too := ""
+	if s.detects {
+		too = ", and so did Suricata"
+	}
+	s.screen.say("\n%s in %.1f s: every server saw the intruders' own addresses and ports%s.",
+		s.screen.paint(green, "PASS"), s.summary.Seconds, too)
 }
 
 // outcome tells the end.

@@ -80,14 +80,19 @@ type nodeState struct {
 	Problems  []string
 }
 
-// converged returns which nodes are not what they are told to be.
+// converged returns which nodes are not what they are told to be. That a machine has
+// no Suricata, of which other problems of analysis follow, is no fault of theirs.
 func converged(nodes []nodeState) (faults []string) {
 	if len(nodes) != 2 {
 		faults = append(faults, fmt.Sprintf("the controller knows %d nodes, not 2", len(nodes)))
 	}
 	for _, n := range nodes {
-		if n.Condition != "converged" || n.Held == "" || n.Held != n.Wanted || len(n.Problems) > 0 {
-			faults = append(faults, fmt.Sprintf("node %s is %s, with revision %q of %q: %s", n.Name, n.Condition, n.Held, n.Wanted, strings.Join(n.Problems, "; ")))
+		problems := n.Problems
+		if slices.ContainsFunc(problems, noSuricata) {
+			problems = slices.DeleteFunc(slices.Clone(problems), func(p string) bool { return strings.HasPrefix(p, "inspect: ") })
+		}
+		if n.Condition != "converged" || n.Held == "" || n.Held != n.Wanted || len(problems) > 0 {
+			faults = append(faults, fmt.Sprintf("node %s is %s, with revision %q of %q: %s", n.Name, n.Condition, n.Held, n.Wanted, strings.Join(problems, "; ")))
 		}
 	}
 	return faults

@@ -144,10 +144,23 @@ func TestNodes(t *testing.T) {
 	if faults := converged(good()); len(faults) > 0 {
 		t.Errorf("two good nodes: %v", faults)
 	}
+	blind := good()
+	blind[0].Problems = []string{"inspect: flows are not analysed: suricata is not installed: get it", "inspect: nothing is read of the feed's output fifo"}
+	if faults := converged(blind); len(faults) > 0 {
+		t.Errorf("a machine without Suricata: %v", faults)
+	}
 	for name, c := range map[string]struct {
 		list []nodeState
 		want string
 	}{
+		"Suricata dies": {
+			[]nodeState{{Name: "gw", Condition: "converged", Wanted: "a", Held: "a", Problems: []string{"inspect: flows are not analysed: suricata ended"}}, good()[1]},
+			`node gw is converged, with revision "a" of "a": inspect: flows are not analysed: suricata ended`,
+		},
+		"not only Suricata": {
+			[]nodeState{{Name: "gw", Condition: "converged", Wanted: "a", Held: "a", Problems: append([]string{"no NIC"}, blind[0].Problems...)}, good()[1]},
+			`node gw is converged, with revision "a" of "a": no NIC`,
+		},
 		"one only":    {good()[:1], "the controller knows 1 nodes, not 2"},
 		"behind":      {[]nodeState{good()[0], {Name: "crm-1", Condition: "converged", Wanted: "b", Held: "a"}}, `node crm-1 is converged, with revision "a" of "b": `},
 		"nothing yet": {[]nodeState{good()[0], {Name: "crm-1", Condition: "converged"}}, `node crm-1 is converged, with revision "" of "": `},

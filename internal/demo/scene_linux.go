@@ -79,6 +79,9 @@ func (s *Stage) scene(ctx context.Context, p *plan) (scene, error) {
 		return sc, fmt.Errorf("look at the network: %w", err)
 	}
 	sc.Decoys, sc.BranchDecoys = p.decoyGroups(), p.hostDecoys(crmNode)
+	if st.Inspect.wanted() && st.Inspect.Suricata.Version != "" {
+		sc.Sensor = "Suricata " + st.Inspect.Suricata.Version
+	}
 	for _, g := range st.Segments {
 		sc.DecoysAt = "all at " + g.MAC
 		sc.Remark = "decoynet, steering by " + g.Steering

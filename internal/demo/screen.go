@@ -133,6 +133,11 @@ func (s *screen) verdict(name, says string, faults []string) {
 	s.faults(20, faults)
 }
 
+// omitted writes a line of the judgement about what there is nothing to say of.
+func (s *screen) omitted(name, says string) {
+	s.say("  %s  %-11s %s", s.paint(faint, "--  "), name, says)
+}
+
 // listing writes a server's visits: on the left what decoynet has recorded, on
 // the right what the server's own log says.
 func (s *screen) listing(v serverVerdict) {

@@ -162,6 +162,7 @@ type nodeStatus struct {
 		MovedPorts int `json:"moved_ports"`
 	}
 	Recording struct{ Queued, Lost int }
+	Inspect   *inspectStatus
 }
 
 // Up starts decoynet on gw and, where the document names it, on the branch's
@@ -336,6 +337,9 @@ const usage = `From another terminal, as root:
   EXEC intruder -- bash                      # or a shell there
   EXEC b-intruder -- curl 198.51.100.10      # the same in the branch office
   EXEC gw -- decoynet get sessions --watch   # what decoynet records meanwhile
+  EXEC gw -- decoynet get alerts --watch     # what Suricata's rules say of it
+  EXEC gw -- decoynet session ID             # one session whole; alerts name theirs
+  EXEC gw -- decoynet pcap ID > one.pcap     # and its packets
   EXEC gw -- decoynet status                 # and how it is
   EXEC gw -- decoynet get nodes -o wide      # here, and in the branch office
   EXEC gw -- decoynet reload                 # after a change of DOCUMENT

@@ -37,6 +37,7 @@ type visit struct {
 // session is what decoynet has recorded about one flow.
 type session struct {
 	flow
+	ID      string
 	Start   time.Time
 	Seen    flow   // as the service saw it
 	Node    string // where it was met
@@ -47,22 +48,11 @@ type session struct {
 }
 
 func sessionOf(d ecs.SessionDocument) session {
-	transport := deception.TCP
-	if d.Transport == deception.UDP.String() {
-		transport = deception.UDP
-	}
 	return session{
-		Start: time.Time(d.EventStart).Local(), Node: d.Node, Segment: d.Segment, Service: d.Service, Path: d.Path, Reason: d.EndReason,
-		flow: flow{
-			Transport:   transport,
-			Source:      netip.AddrPortFrom(d.Source, d.SourcePort),
-			Destination: netip.AddrPortFrom(d.Destination, d.Port),
-		},
-		Seen: flow{
-			Transport:   transport,
-			Source:      netip.AddrPortFrom(d.SourceNAT, d.SourceNATPort),
-			Destination: netip.AddrPortFrom(d.DestinationNAT, d.NATPort),
-		},
+		ID: d.EventID, Start: time.Time(d.EventStart).Local(),
+		Node: d.Node, Segment: d.Segment, Service: d.Service, Path: d.Path, Reason: d.EndReason,
+		flow: flowOf(d.Transport, d.Source, d.SourcePort, d.Destination, d.Port),
+		Seen: flowOf(d.Transport, d.SourceNAT, d.SourceNATPort, d.DestinationNAT, d.NATPort),
 	}
 }
 
@@ -73,6 +63,7 @@ type evidence struct {
 	Visits   []visit
 	Sessions []session
 	Servers  []server
+	Alerts   []alert
 }
 
 // row is one visit as everybody has it.
