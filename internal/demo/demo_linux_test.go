@@ -189,8 +189,13 @@ func TestSpoilt(t *testing.T) {
 // without what that would say, and tells how to get one.
 func TestWithoutSuricata(t *testing.T) {
 	var out strings.Builder
+	var line string
 	summary, err := Run(within(t, 90*time.Second), Options{
 		Binary: program, Out: &out, Name: freeName(t, "blind"),
+		spoil: func(ctx context.Context, s *Stage) error {
+			line = s.Analysis(ctx)
+			return nil
+		},
 		prepare: func(ctx context.Context, s *Stage) error {
 			// What cannot be run is not found.
 			_, err := s.Gateway.Run(ctx, "sh", "-ec", `
@@ -201,6 +206,9 @@ func TestWithoutSuricata(t *testing.T) {
 	})
 	if err != nil || !summary.OK || summary.Suricata != "" || summary.Alerts != 0 || len(summary.Steps) != 12 {
 		t.Errorf("%v: %+v", err, summary)
+	}
+	if !strings.HasPrefix(line, "nothing will be detected: suricata is not installed: ") {
+		t.Errorf("a lab would say %q", line)
 	}
 	text := out.String()
 	for _, want := range []string{
@@ -289,6 +297,7 @@ func TestLab(t *testing.T) {
 		}
 		return string(text), cmd.ProcessState.ExitCode()
 	}
+	document := filepath.Join(os.TempDir(), "decoynet-lab-"+name, "gw", "office.yaml")
 	in := func(machine string, argv ...string) []string {
 		return append([]string{"lab", "exec", "--name", name, machine, "--"}, argv...)
 	}
@@ -307,6 +316,11 @@ func TestLab(t *testing.T) {
 		{"its session", in("gw", "decoynet", "get", "sessions"), "", "192.0.2.21:22 ", 0},
 		{"the nodes", in("gw", "decoynet", "get", "nodes"), "", "crm-1  converged", 0},
 		{"an intruder in the branch", in("b-intruder", "curl", "-sS", "198.51.100.10"), "", "peer 198.51.100.66 ", 0},
+		{"who looks on", in("gw", "decoynet", "status"), "", "suricata 7.", 0},
+		{"its alert", in("gw", "decoynet", "get", "alerts"), "", "DECOY contact: connection closed without a word", 0},
+		{"the branch's alert", in("gw", "decoynet", "get", "alerts", "--source", "198.51.100.66"), "", "DECOY http: request", 0},
+		{"the rules", in("gw", "decoynet", "rules", "list"), "", "14200109  3 ", 0},
+		{"room for what is found", in("gw", "sh", "-c", "! decoynet doctor -c $0 | grep '^problem  *inspect'", document), "", "", 0},
 		{"reload", in("gw", "decoynet", "reload"), "", "applied revision", 0},
 		{"the switch", in("lan", "ip", "-br", "link", "show", "br0"), "", "br0", 0},
 		{"the list", []string{"lab", "list"}, "", name + " ", 0},
@@ -329,6 +343,16 @@ func TestLab(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dataDir, "decoynet.db")); err == nil {
 		t.Errorf("the lab's sessions are in the host's %s", dataDir)
+	}
+	// One session whole, and its packets, by what an alert names.
+	text, _ := decoynet("", in("gw", "sh", "-ec", `
+		id=$(decoynet get alerts --source 198.51.100.66 -o json | tail -n 1 | sed 's/.*"decoynet.session":"\([^"]*\)".*/\1/')
+		decoynet session $id
+		decoynet pcap $id | tcpdump -nr -`)...)
+	for _, want := range []string{"ALERT     severity 3", "198.51.100.66.", "> 198.51.100.10.80: Flags [S]", "GET / HTTP/1.1"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in:\n%s", want, text)
+		}
 	}
 	if text, code := decoynet("", "lab", "down", "--name", name); code != 0 {
 		t.Errorf("lab down: status %d, %s", code, text)

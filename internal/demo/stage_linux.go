@@ -91,12 +91,13 @@ func (s *Stage) furnish(ctx context.Context) error {
 		}
 	}
 	// Without the directory on the host there is nothing to mount over but the
-	// one above it.
-	for _, m := range []*lab.Machine{s.Gateway, s.Branch.Server} {
+	// one above it. Suricata's events may take half a gigabyte before they go;
+	// memory is used for what is written only.
+	for m, size := range map[*lab.Machine]string{s.Gateway: "1200m", s.Branch.Server: "256m"} {
 		_, err := m.Run(ctx, "sh", "-ec", `
 		at=`+dataDir+`
 		[ -d $at ] || at=$(dirname $at)
-		mount -t tmpfs -o mode=755,size=256m decoynet-lab-data $at`)
+		mount -t tmpfs -o mode=755,size=$1 decoynet-lab-data $at`, "sh", size)
 		if err != nil {
 			return err
 		}
