@@ -26,8 +26,8 @@ func demoCommand() *cobra.Command {
 		Short: "The whole job on this machine: two networks, decoys, attacks, and what the servers saw",
 		Long: "Builds an office network of namespaces on this machine, and a branch office behind NAT; runs decoynet on the\n" +
 			"office's gateway, enrols the branch's business server with it, attacks the decoys of both with everyday tools,\n" +
-			"and compares what every server logged with what the intruders really used.\n" +
-			"Ends with status 1 if any server saw a wrong address or anything failed. Nothing is left behind.",
+			"and compares what every server logged, and what Suricata detected, with what the intruders really did.\n" +
+			"Ends with status 1 if any of them saw a wrong address or anything failed. Nothing is left behind.",
 		Args: cobra.NoArgs,
 	}
 	outputFlag(c, &output, "text", "json")

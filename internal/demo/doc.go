@@ -7,5 +7,6 @@
 // The judgement takes nobody's word alone. The intruders' own network cards are
 // watched, each server's own log is read, and decoynet's sessions must agree
 // with both: a server that saw any address or port which no intruder used fails
-// the demo.
+// the demo. So does an alert of the Suricata that looks on, which must be about
+// what an intruder did; and no visit may be without one.
 package demo
