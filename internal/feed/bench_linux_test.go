@@ -51,6 +51,14 @@ func BenchmarkRelaySide(b *testing.B) {
 			once := op(f, session(deception.TCP, "192.0.2.7:40001", "198.51.100.4:80"))
 			if stuck {
 				g.mu.Lock()
+				tcpFlow(f, "40002")
+				f.flush()
+				o := (*f.outputs.Load())[0]
+				waitFor(b, "it hangs in a frame", func() bool {
+					o.mu.Lock()
+					defer o.mu.Unlock()
+					return len(o.queue) == 0
+				})
 				f.full.Or(f.mask.Load())
 			}
 			runtime.LockOSThread()
