@@ -66,3 +66,11 @@ type Report struct {
 	Restart bool    `json:"restart,omitempty"`
 	Millis  float64 `json:"took_ms"`
 }
+
+// trial is what came out when Suricata tested a set. To repeat it for the same set
+// would double the time of a start.
+type trial struct {
+	Sum     string  `json:"sum"` // of the set as it was gathered
+	Dropped []Place `json:"dropped,omitempty"`
+	Report  Report  `json:"report"`
+}

@@ -13,14 +13,6 @@ import (
 	"time"
 )
 
-// trial is what came out when Suricata tested a set. To repeat it for the same set
-// would double the time of a start.
-type trial struct {
-	Sum     string  `json:"sum"` // of the set as it was gathered
-	Dropped []Place `json:"dropped,omitempty"`
-	Report  Report  `json:"report"`
-}
-
 // passed tells whether this very set passed the test of this very Suricata, and
 // leaves out of it then what was left out.
 func (h *home) passed(set *ruleset, b *Binary) bool {
