@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -132,6 +133,18 @@ func (i *Inspector) Apply(ctx context.Context, state *deception.State) error {
 	return errors.Join(errs...)
 }
 
+// add gives the feed an output, and closes what finds no room there.
+func (i *Inspector) add(name string, w feed.Writer) error {
+	if i.feed.Add(name, w) {
+		return nil
+	}
+	err := fmt.Errorf("the feed has no room for the output %s while earlier ones hang; it is tried again", name)
+	if c, ok := w.(io.Closer); ok {
+		err = errors.Join(err, c.Close())
+	}
+	return err
+}
+
 // applyPackets keeps the packets of sessions, or ends that.
 func (i *Inspector) applyPackets(want *deception.Inspect) error {
 	switch {
@@ -151,8 +164,10 @@ func (i *Inspector) applyPackets(want *deception.Inspect) error {
 	if err != nil {
 		return err
 	}
+	if err := i.add(outputPCAP, a); err != nil {
+		return err
+	}
 	i.archive, i.limits = a, want.PCAP
-	i.feed.Add(outputPCAP, a)
 	return nil
 }
 
@@ -180,7 +195,9 @@ func (i *Inspector) applyTap(ctx context.Context, want *deception.Inspect) error
 	if fresh && err2 != nil {
 		i.tap = nil
 	} else if fresh {
-		i.feed.Add(outputTap, i.tap)
+		if err2 = errors.Join(err2, i.add(outputTap, i.tap)); err2 != nil {
+			i.tap = nil
+		}
 	}
 	return errors.Join(err, err2)
 }
@@ -221,8 +238,10 @@ func (i *Inspector) applySuricata(ctx context.Context, want *deception.Inspect) 
 		if err != nil {
 			return err
 		}
+		if err := i.add(outputFIFO, fifo); err != nil {
+			return err
+		}
 		i.fifo, i.fifoPath = fifo, path
-		i.feed.Add(outputFIFO, fifo)
 	}
 	if i.suricata == nil {
 		return err

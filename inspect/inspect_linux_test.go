@@ -284,6 +284,39 @@ func TestLossOfOthersIsTold(t *testing.T) {
 	}
 }
 
+// hung is an output that never ends.
+type hung struct{ until chan struct{} }
+
+func (h hung) Frame(int64, []byte) error { return nil }
+
+func (h hung) Flush() error {
+	<-h.until
+	return nil
+}
+
+// Outputs that hang after they were removed keep their room: the one that finds none
+// is named, and had when there is some again.
+func TestNoRoomIsTold(t *testing.T) {
+	i, _, dir := newInspector(t)
+	over := make(chan struct{})
+	for _, name := range []string{"a", "b", "c", "d"} {
+		if !i.feed.Add(name, hung{over}) {
+			t.Fatal("no room for", name)
+		}
+	}
+	state := &deception.State{Node: "gw", Inspect: &deception.Inspect{PCAP: deception.PCAPLimits{MaxBytes: 1 << 20}}}
+	if err := i.Apply(t.Context(), state); err == nil || !strings.Contains(err.Error(), "no room for the output pcap") {
+		t.Errorf("a fifth output: %v", err)
+	}
+	close(over)
+	if err := i.feed.Remove("a"); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, i, state.Inspect)
+	s := relayed(i, "kept now")
+	eventually(t, "the packets", func() bool { return kept(t, dir, s, "kept now") })
+}
+
 // A part that cannot be had is named, and the others work.
 func TestOneFaultStopsNothingElse(t *testing.T) {
 	i, _, dir := newInspector(t)

@@ -101,7 +101,7 @@ func (i *Inspector) Status() *Status {
 	}
 	s := &Status{Feed: feedStatus(i.feed.Stats())}
 	for _, o := range s.Feed.Outputs {
-		if o.StuckSince != nil {
+		if o.StuckSince != nil && (o.Name != outputFIFO || i.reading()) { // else that is said below
 			s.problem("inspect: nothing is read of the feed's output %s since %s; flows are lost to it", o.Name, o.StuckSince.Format(time.RFC3339))
 		}
 	}
@@ -144,6 +144,11 @@ func (i *Inspector) Status() *Status {
 		}
 	}
 	return s
+}
+
+// reading tells whether there should be somebody who reads the FIFO.
+func (i *Inspector) reading() bool {
+	return i.suricata == nil || i.want.Suricata != deception.SuricataManaged || i.suricata.Status().State != suricata.Failed
 }
 
 func (s *Status) problem(format string, args ...any) {

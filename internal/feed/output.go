@@ -79,15 +79,14 @@ type output struct {
 	merger
 }
 
-// Add gives the feed a further output. Where there is no room for another one, or
-// the feed is closed, it says so in the log.
-func (f *Feed) Add(name string, w Writer) {
+// Add gives the feed a further output. It is not ok where there is no room for
+// another one, earlier ones that were removed and hang included, or the feed is closed.
+func (f *Feed) Add(name string, w Writer) (ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	slot := slices.Index(f.slots[:], nil)
 	if f.closed || slot < 0 {
-		f.config.Log.Error("an output is left out: the feed is closed, or has all it can have", "output", name, "most", maxOutputs)
-		return
+		return false
 	}
 	o := &output{
 		feed: f, name: name, w: w, slot: slot, bit: f.newBit(), number: f.losses.number(name),
@@ -103,6 +102,7 @@ func (f *Feed) Add(name string, w Writer) {
 	f.slots[slot] = o
 	f.arrange()
 	go o.run()
+	return true
 }
 
 // newBit returns the bit of an output. It is not that of one before in the same
