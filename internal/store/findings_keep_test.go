@@ -180,18 +180,15 @@ func TestFindingsAreBounded(t *testing.T) {
 		commit(t, r, b)
 	}
 	reader := openReader(t, path)
-	eventually(t, "oldest findings deleted", func() bool {
-		n := len(findings(t, reader, FindingFilter{}))
-		return n > 0 && n < 10000
+	var left []deception.Finding
+	eventually(t, "oldest findings deleted, and sessions after theirs", func() bool {
+		left = findings(t, reader, FindingFilter{})
+		// Where it belongs is read a moment after a finding: it may have gone in between.
+		return len(left) > 0 && len(left) < 10000 && !slices.ContainsFunc(left, func(f deception.Finding) bool { return f.Of.Decoy == "" })
 	})
-	left, sessions := findings(t, reader, FindingFilter{}), all(t, reader, Filter{})
+	sessions := all(t, reader, Filter{})
 	if left[len(left)-1].Session != session(base, 19000).ID || len(sessions) == 20 {
 		t.Errorf("%d findings and %d sessions are left", len(left), len(sessions))
-	}
-	for _, f := range left {
-		if f.Of.Decoy == "" {
-			t.Fatalf("session %s is gone, and finding %s is left", f.Session, f.ID)
-		}
 	}
 	place{path: path}.intact(t)
 }
