@@ -8,13 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"decoynet/bench/figure"
+	"decoynet/bench/subject"
 	"decoynet/internal/lab"
 	"decoynet/internal/lab/publicset"
 )
@@ -93,7 +92,7 @@ type rulesSite struct {
 	mu       sync.Mutex // guards the rest
 	contacts map[pair]*contact
 	alerts   map[pair]bool
-	peak     map[string]uint64 // resident bytes, at most, since the last reset
+	peak     map[string]float64 // resident MB, at most, since the last reset
 }
 
 func measureRulesOnce(ctx context.Context, b *bench, binary string) (err error) {
@@ -103,7 +102,7 @@ func measureRulesOnce(ctx context.Context, b *bench, binary string) (err error) 
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	s := &rulesSite{alertsSite: alertsSite{Topology: top, binary: binary, data: filepath.Join(top.Gateway.Dir(), "data")}}
-	s.contacts, s.alerts, s.peak = map[pair]*contact{}, map[pair]bool{}, map[string]uint64{}
+	s.contacts, s.alerts, s.peak = map[pair]*contact{}, map[pair]bool{}, map[string]float64{}
 	service, err := s.Linux.Listen(ctx, "tcp", fmt.Sprintf(":%d", alertsPort))
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
@@ -164,7 +163,7 @@ func (s *rulesSite) state(ctx context.Context) (rulesState, error) {
 		return st, err
 	}
 	for name, pid := range map[string]int{"decoynet": st.PID, "suricata": st.Inspect.Suricata.PID} {
-		s.peak[name] = max(s.peak[name], ofProcess(pid, "status", "VmRSS:")<<10)
+		s.peak[name] = max(s.peak[name], residentMB(pid))
 	}
 	return st, nil
 }
@@ -298,7 +297,11 @@ func (s *rulesSite) start(ctx context.Context, b *bench, begin time.Time) error 
 	if err != nil {
 		return err
 	}
-	b.sample("decoynet", "decoynet_cpu", cpuSeconds(st.PID))
+	used, err := subject.Alone(st.PID)
+	if err != nil {
+		return err
+	}
+	b.sample("decoynet", "decoynet_cpu", (used.User + used.System).Seconds())
 	b.sample("decoynet", "start_whole", whole)
 	b.sample("decoynet", "rules", float64(st.Inspect.Suricata.Rules.Rules))
 	b.sample("decoynet", "suricata_test", float64(st.Inspect.Suricata.Rules.Peak)/1e6)
@@ -346,7 +349,7 @@ func (s *rulesSite) reload(ctx context.Context, b *bench) error {
 		}
 	}
 	b.sample("decoynet", "reload", time.Since(begin).Seconds())
-	b.sample("decoynet", "suricata_reload", float64(s.peak["suricata"])/1e6)
+	b.sample("decoynet", "suricata_reload", s.peak["suricata"])
 	missing, median, err := s.flows(begin)
 	b.sample("decoynet", "reload_missing", float64(missing))
 	b.sample("decoynet", "contact_busy", median)
@@ -378,40 +381,12 @@ func (s *rulesSite) crash(ctx context.Context, b *bench) error {
 	b.sample("decoynet", "crash_whole", whole)
 	missing, _, err := s.flows(begin)
 	b.sample("decoynet", "crash_missing", float64(missing))
-	b.sample("decoynet", "decoynet_peak", float64(s.peak["decoynet"])/1e6)
+	b.sample("decoynet", "decoynet_peak", s.peak["decoynet"])
 	return err
 }
 
-func residentMB(pid int) float64 { return float64(ofProcess(pid, "status", "VmRSS:")<<10) / 1e6 }
-
-// ofProcess reads the number after a word in a file of /proc; 0 where there is none.
-// subject.UsageOf has a process's children with it, and decoynet's are Suricata.
-func ofProcess(pid int, file, word string) uint64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(text), word)
-	fields := strings.Fields(rest)
-	if len(fields) == 0 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(fields[0], 10, 64)
-	return n
-}
-
-// cpuSeconds is the processor time of a process without its children (proc(5): utime
-// and stime, in hundredths of a second).
-func cpuSeconds(pid int) float64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) < 13 {
-		return 0
-	}
-	user, _ := strconv.ParseUint(fields[11], 10, 64)
-	system, _ := strconv.ParseUint(fields[12], 10, 64)
-	return float64(user+system) / 100
+// residentMB is 0 where the process has gone.
+func residentMB(pid int) float64 {
+	u, _ := subject.Alone(pid)
+	return float64(u.RSS) / 1e6
 }

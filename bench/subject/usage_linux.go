@@ -91,26 +91,42 @@ func usageOfOne(pid int) (Usage, error) {
 	return u, nil
 }
 
-// parseStat reads proc_pid_stat(5). The command's name may hold anything, so
-// fields are counted from its closing bracket.
+// Alone is the CPU and memory of a process without its children, those that ended
+// included.
+func Alone(pid int) (Usage, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return Usage{}, fmt.Errorf("read the usage of process %d: %w", pid, err)
+	}
+	own, _, err := splitStat(string(b))
+	return own, err
+}
+
 func parseStat(line string) (Usage, error) {
+	u, ended, err := splitStat(line)
+	u.add(ended)
+	return u, err
+}
+
+// splitStat reads what a process used itself, and what its children used that ended,
+// of proc_pid_stat(5). The command's name may hold anything, so fields are counted
+// from its closing bracket.
+func splitStat(line string) (own, ended Usage, err error) {
 	end := strings.LastIndexByte(line, ')')
 	fields := strings.Fields(line[end+1:])
 	const utime, stime, cutime, cstime, rss = 14 - 3, 15 - 3, 16 - 3, 17 - 3, 24 - 3
 	if end < 0 || len(fields) <= rss {
-		return Usage{}, fmt.Errorf("unexpected form of %q", line)
+		return own, ended, fmt.Errorf("unexpected form of %q", line)
 	}
 	var v [rss + 1]int64
 	for _, i := range []int{utime, stime, cutime, cstime, rss} {
 		n, err := strconv.ParseInt(fields[i], 10, 64)
 		if err != nil {
-			return Usage{}, fmt.Errorf("unexpected form of %q: %w", line, err)
+			return own, ended, fmt.Errorf("unexpected form of %q: %w", line, err)
 		}
 		v[i] = n
 	}
-	return Usage{
-		User:   time.Duration(v[utime]+v[cutime]) * clockTick,
-		System: time.Duration(v[stime]+v[cstime]) * clockTick,
-		RSS:    uint64(v[rss]) * uint64(os.Getpagesize()),
-	}, nil
+	ticks := func(i int) time.Duration { return time.Duration(v[i]) * clockTick }
+	own = Usage{User: ticks(utime), System: ticks(stime), RSS: uint64(v[rss]) * uint64(os.Getpagesize())}
+	return own, Usage{User: ticks(cutime), System: ticks(cstime)}, nil
 }
