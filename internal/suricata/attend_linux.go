@@ -229,20 +229,26 @@ func bytesRead(pid int) uint64 { return procNumber(pid, "io", "rchar:") }
 
 func residentBytes(pid int) uint64 { return procNumber(pid, "status", "VmRSS:") << 10 }
 
-// procNumber reads the number after a word at a line's start.
+// procNumber is numberIn a file about a process, 0 where there is none.
 func procNumber(pid int, file, word string) uint64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+	n, _ := numberIn(fmt.Sprintf("/proc/%d/%s", pid, file), word)
+	return n
+}
+
+// numberIn reads the number after a word at a line's start in a file of the kernel's.
+func numberIn(path, word string) (n uint64, ok bool) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, word); ok {
 			number, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
-			n, _ := strconv.ParseUint(number, 10, 64)
-			return n
+			n, err := strconv.ParseUint(number, 10, 64)
+			return n, err == nil
 		}
 	}
-	return 0
+	return 0, false
 }
 
 // sweep ends each Suricata that runs on this directory: an earlier decoynet's. It is

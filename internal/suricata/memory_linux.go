@@ -5,7 +5,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 )
 
@@ -13,13 +12,8 @@ import (
 // machine has, and what the control groups that they are in leave them.
 func availableMemory() uint64 {
 	left := uint64(math.MaxUint64)
-	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-				n, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-				left = n << 10
-			}
-		}
+	if n, ok := numberIn("/proc/meminfo", "MemAvailable:"); ok {
+		left = n << 10
 	}
 	text, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -39,39 +33,17 @@ func groupMemory(root, path string) uint64 {
 	left := uint64(math.MaxUint64)
 	for ; ; path = filepath.Dir(path) {
 		dir := filepath.Join(root, path)
-		most, ok := readNumber(filepath.Join(dir, "memory.max"))
-		used, ok2 := readNumber(filepath.Join(dir, "memory.current"))
+		most, ok := numberIn(filepath.Join(dir, "memory.max"), "") // "max" is no number
+		used, ok2 := numberIn(filepath.Join(dir, "memory.current"), "")
 		if ok && ok2 {
-			used -= min(used, inactiveFiles(filepath.Join(dir, "memory.stat")))
+			inactive, _ := numberIn(filepath.Join(dir, "memory.stat"), "inactive_file ")
+			used -= min(used, inactive)
 			left = min(left, most-min(most, used))
 		}
 		if path == "/" || path == "." {
 			return left
 		}
 	}
-}
-
-func inactiveFiles(path string) uint64 {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "inactive_file "); ok {
-			n, _ := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
-			return n
-		}
-	}
-	return 0
-}
-
-func readNumber(path string) (uint64, bool) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	return n, err == nil // "max" is no number
 }
 
 func memoryAdvice() string {
