@@ -19,6 +19,7 @@ import (
 
 	"decoynet/agent"
 	"decoynet/deception"
+	"decoynet/internal/suricata"
 )
 
 // status is what `decoynet status -o json` prints.
@@ -194,11 +195,7 @@ func printStatus(w io.Writer, body []byte) error {
 			Suricata *struct {
 				State, Version string
 				Rules          struct{ Rules int }
-				Loading        *struct {
-					Step  string
-					Rules int
-					Since time.Time
-				}
+				Loading        *suricata.Loading
 			}
 			Events *struct {
 				Alerts      uint64
@@ -251,7 +248,7 @@ func printStatus(w io.Writer, body []byte) error {
 		if v.Suricata != nil {
 			fmt.Fprintf(w, "; suricata %s %s, rules %d", v.Suricata.Version, v.Suricata.State, v.Suricata.Rules.Rules)
 			if l := v.Suricata.Loading; l != nil {
-				fmt.Fprintf(w, " (%d rules: %s since %v)", l.Rules, l.Step, time.Since(l.Since).Round(time.Second))
+				fmt.Fprintf(w, " (%v)", l)
 			}
 		}
 		if v.Events != nil {
