@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"decoynet/internal/ecs"
 	"decoynet/internal/lab"
 )
 
@@ -241,17 +240,22 @@ func (s *Stage) status(ctx context.Context) (nodeStatus, error) {
 
 // sessions returns all that `decoynet get sessions` lists.
 func (s *Stage) sessions(ctx context.Context) ([]session, error) {
-	out, err := s.Decoynet(ctx, "get", "sessions", "--limit", "0", "-o", "json")
+	return listed(ctx, s, "sessions", sessionOf)
+}
+
+// listed returns all that `decoynet get` lists of something.
+func listed[D, T any](ctx context.Context, s *Stage, what string, of func(D) T) ([]T, error) {
+	out, err := s.Decoynet(ctx, "get", what, "--limit", "0", "-o", "json")
 	if err != nil {
 		return nil, err
 	}
-	var list []session
+	var list []T
 	for line := range strings.Lines(out) {
-		var d ecs.SessionDocument
+		var d D
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
-			return nil, fmt.Errorf("read decoynet's sessions: %w", err)
+			return nil, fmt.Errorf("read decoynet's %s: %w", what, err)
 		}
-		list = append(list, sessionOf(d))
+		list = append(list, of(d))
 	}
 	return list, nil
 }

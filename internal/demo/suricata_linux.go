@@ -2,12 +2,9 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
-	"decoynet/internal/ecs"
 	"decoynet/internal/lab"
 	"decoynet/internal/suricata"
 )
@@ -60,19 +57,7 @@ func (s *Stage) awaitSuricata(ctx context.Context, state suricata.State) (*inspe
 
 // alerts returns all that `decoynet get alerts` lists.
 func (s *Stage) alerts(ctx context.Context) ([]alert, error) {
-	out, err := s.Decoynet(ctx, "get", "alerts", "--limit", "0", "-o", "json")
-	if err != nil {
-		return nil, err
-	}
-	var list []alert
-	for line := range strings.Lines(out) {
-		var d ecs.FindingDocument
-		if err := json.Unmarshal([]byte(line), &d); err != nil {
-			return nil, fmt.Errorf("read decoynet's alerts: %w", err)
-		}
-		list = append(list, alertOf(d))
-	}
-	return list, nil
+	return listed(ctx, s, "alerts", alertOf)
 }
 
 // Analysis says in a line whether a Suricata looks on, or how to get one.
