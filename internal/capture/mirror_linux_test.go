@@ -23,8 +23,7 @@ func (s *shown) Frame(of *deception.Session, _ int, _ int64, _ []byte) {
 
 // mirrored is a segment with one decoy on the kernel path, and a function that has
 // the intruder's packet arrive there.
-func mirrored(t *testing.T, transport deception.Transport) (m *Mirror, feed *shown, take func(at time.Time, flags uint8)) {
-	t.Helper()
+func mirrored(transport deception.Transport, feed Feed) (m *Mirror, take func(at time.Time, flags uint8)) {
 	intruder, decoy := netip.MustParseAddrPort("192.0.2.66:4711"), netip.MustParseAddrPort("192.0.2.100:80")
 	ports := []deception.PortRange{deception.Port(transport, 80)}
 	table := deception.NewTable(&deception.State{
@@ -35,13 +34,12 @@ func mirrored(t *testing.T, transport deception.Transport) (m *Mirror, feed *sho
 			Addresses: []deception.AddrRange{{From: decoy.Addr(), To: decoy.Addr()}}, Bind: []deception.Binding{{Ports: ports, Service: "web"}},
 		}},
 	})
-	feed = &shown{}
 	m = NewMirror(MirrorConfig{Node: "gw", Feed: feed})
 	s := &segment{mirror: m, name: "office", table: table}
 	s.stripper = strip.NewPlain(s, strip.Limits{IdleUDP: time.Hour}, s.bound)
 	m.segments["office"] = s
 	header := frame.NewHeader(transport, frame.MAC{}, frame.MAC{}, frame.Tags{}, intruder, decoy)
-	return m, feed, func(at time.Time, flags uint8) {
+	return m, func(at time.Time, flags uint8) {
 		b := header.UDP(nil, 0, []byte("question"))
 		if transport == deception.TCP {
 			b = header.TCP(nil, &frame.Segment{Flags: flags, Seq: uint32(at.UnixNano())})
@@ -53,7 +51,8 @@ func mirrored(t *testing.T, transport deception.Transport) (m *Mirror, feed *sho
 // A port that is used again at once has the end of the flow before told while its
 // last packets wait in the ring: they are shown all the same, and as that flow's.
 func TestEndBeforeItsPackets(t *testing.T) {
-	m, feed, take := mirrored(t, deception.TCP)
+	feed := &shown{}
+	m, take := mirrored(deception.TCP, feed)
 	begin := time.Now().Add(-time.Second)
 	take(begin, frame.SYN)
 	first := feed.known[0]
@@ -73,7 +72,8 @@ func TestEndBeforeItsPackets(t *testing.T) {
 // later.
 func TestPacketsAfterTheEnd(t *testing.T) {
 	for _, pause := range []time.Duration{time.Millisecond, time.Hour} {
-		m, feed, take := mirrored(t, deception.UDP)
+		feed := &shown{}
+		m, take := mirrored(deception.UDP, feed)
 		take(time.Now(), 0)
 		first := feed.known[0]
 		first.End, first.Reason = time.Now(), deception.EndIdle
@@ -92,5 +92,35 @@ func TestPacketsAfterTheEnd(t *testing.T) {
 		if len(feed.frames) != 2 || feed.frames[1] == first.ID {
 			t.Errorf("after %s, a packet is shown as of the session that has ended", pause)
 		}
+	}
+}
+
+// running is a feed that notes which sessions run.
+type running map[deception.SessionKey]bool
+
+func (r running) Frame(*deception.Session, int, int64, []byte) {}
+func (r running) Know(s *deception.Session)                    { r[s.ID.Key()] = s.Running() }
+func (r running) Done(k deception.SessionKey)                  { delete(r, k) }
+
+// TestFlowsThatNobodyRecords: connection tracking takes a first packet with another
+// number for the same flow, and knows nothing of many that a scanner sends. What the
+// mirror made of them does not stay for ever.
+func TestFlowsThatNobodyRecords(t *testing.T) {
+	const packets = 5000
+	r := running{}
+	m, take := mirrored(deception.TCP, r)
+	start := time.Now()
+	for i := range packets {
+		take(start.Add(time.Duration(i)*time.Microsecond), frame.SYN)
+	}
+	if n := m.Stats()[0].Flows; n != packets {
+		t.Fatalf("%d flows, want %d", n, packets)
+	}
+	if len(r) != 1 {
+		t.Errorf("%d sessions run, want the last one", len(r))
+	}
+	m.segments["office"].expire(start.Add(2 * time.Hour))
+	if len(r) != 0 {
+		t.Errorf("%d sessions run after two hours of silence", len(r))
 	}
 }
